@@ -1,0 +1,34 @@
+# sudo make test   installs what is missing and runs every check and test
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptables iproute2 procps \
+	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3
+
+.PHONY: test install packages check clean
+
+test: check
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/unit -q
+	$(BIN)/pytest tests -q
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml | packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+# dpkg answers at once where everything is there, so a second run needs no package archive.
+packages:
+	@dpkg --status $(PACKAGES) >/dev/null 2>&1 || { \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES); }
+
+clean:
+	rm -rf $(VENV) build *.egg-info

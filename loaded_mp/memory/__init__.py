@@ -1,0 +1,1 @@
+"""What workers and supervisor share: segments, the service snapshot, counters."""

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Reason(IntEnum):
-    """What the parser found. The values index the counters in shared memory."""
+    """What became of a packet. The values index the counters in shared memory."""
 
     OK = 0
     NOT_IP = 1
@@ -17,6 +17,12 @@ class Reason(IntEnum):
     TOO_MANY_EXTENSIONS = 8
     CHECKSUM_COVERS_ADDRESSES = 9
     BAD_QUOTE = 10
+    CUT = 11
+    CHECKSUM_UNFINISHED = 12
+    NO_SERVICE = 13
+    NO_BACKEND = 14
+    NO_FLOW = 15
+    LINK = 16
 
 
 #: One line an operator can read, for each reason.
@@ -32,4 +38,10 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.TOO_MANY_EXTENSIONS: "more IPv6 extension headers than are followed",
     Reason.CHECKSUM_COVERS_ADDRESSES: "a protocol whose checksum covers addresses and is not known here",
     Reason.BAD_QUOTE: "an ICMP error whose quoted packet cannot be read",
+    Reason.CUT: "too long for the queue, arrived cut",
+    Reason.CHECKSUM_UNFINISHED: "a checksum that is left to the network card and not known here",
+    Reason.NO_SERVICE: "for an address, protocol or port that no service has",
+    Reason.NO_BACKEND: "for a service without a usable backend",
+    Reason.NO_FLOW: "from a backend or about a packet, without a flow that it belongs to",
+    Reason.LINK: "neighbour discovery, router messages, MLD or a redirect, never touched",
 }

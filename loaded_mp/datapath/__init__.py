@@ -1,0 +1,1 @@
+"""From a batch of queued packets to a batch of verdicts: the one compiled loop."""

@@ -1,0 +1,126 @@
+"""What a configuration is. The readers (TOML, classic file, flags) only fill in these models.
+
+Every model is frozen and rejects keys that it does not know. Times are in seconds, addresses in any
+notation that the ipaddress module reads.
+"""
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+Protocol = Literal["tcp", "udp", "icmp"]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+def _interface_name(name: str) -> str:
+    """Refuse what the kernel refuses (net/core/dev.c, dev_valid_name)."""
+    if not name or len(name) > 15 or name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
+        raise ValueError("expected the name of a network interface, 1 to 15 characters")
+    return name
+
+
+InterfaceName = Annotated[str, AfterValidator(_interface_name)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Listener(_Model):
+    """What a service answers on its VIPs: `tcp/80`, `udp/5000-5010`, `tcp` or `icmp`."""
+
+    protocol: Protocol
+    first_port: int = Field(default=0, ge=0, le=65_535)
+    last_port: int = Field(default=65_535, ge=0, le=65_535)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        protocol, slash, ports = value.strip().partition("/")
+        if protocol not in ("tcp", "udp", "icmp") or (slash and protocol == "icmp"):
+            raise ValueError("expected tcp, udp or icmp, for tcp and udp with /PORT or /FIRST-LAST")
+        if not slash:
+            return {"protocol": protocol}
+        first, _, last = ports.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()) or not (
+            1 <= int(first) <= int(last or first) <= 65_535
+        ):
+            raise ValueError("expected a port or a range FIRST-LAST within 1-65535")
+        return {"protocol": protocol, "first_port": int(first), "last_port": int(last or first)}
+
+    def __str__(self) -> str:
+        if (self.first_port, self.last_port) == (0, 65_535):
+            return self.protocol
+        if self.first_port == self.last_port:
+            return f"{self.protocol}/{self.first_port}"
+        return f"{self.protocol}/{self.first_port}-{self.last_port}"
+
+
+class Backend(_Model):
+    """A machine that answers for a service."""
+
+    address: Address
+    weight: int = Field(default=1, ge=0, le=65_535)
+    name: str = ""  #: for people; the address where it is empty
+
+
+class Check(_Model):
+    """A TCP connect to every backend of a service."""
+
+    port: Port
+    interval_s: Seconds = 2.0
+    timeout_s: Seconds = 1.0
+    rise: int = Field(default=2, ge=1, le=100)  #: successes until a backend is up
+    fall: int = Field(default=3, ge=1, le=100)  #: failures until it is down
+
+
+class Service(_Model):
+    """VIPs, what is answered on them, and the backends that answer."""
+
+    name: str = Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_.-]+$")
+    vips: tuple[Interface, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
+    listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
+    scheduler: Literal["rr", "wrr"] = "wrr"
+    tcp_idle_s: IdleSeconds = 900
+    udp_idle_s: IdleSeconds = 300
+    other_idle_s: IdleSeconds = 60
+    check: Check | None = None  #: None: every backend counts as up
+    backends: tuple[Backend, ...] = Field(min_length=1)
+
+
+class NetworkSetup(_Model):
+    """What is set up on the host. What is left out is left alone."""
+
+    public_interface: InterfaceName | None = None  #: VIPs and `public_addresses` are put here
+    private_interface: InterfaceName | None = None  #: `private_addresses` and routes to the backends
+    public_addresses: tuple[Interface, ...] = ()
+    private_addresses: tuple[Interface, ...] = ()  #: the gateways of the backends
+    backend_networks: tuple[Network, ...] = ()  #: empty: the addresses of the backends one by one
+    name_servers: tuple[Address, ...] = ()  #: queries of backends to these are never queued
+    broadcast: IPv4Address | None = None  #: of the backends' network, for those who look for backends by ping
+    masquerade: bool = True  #: what backends start themselves leaves under the balancer's address
+
+
+class Config(_Model):
+    """All of it."""
+
+    services: tuple[Service, ...] = Field(min_length=1)
+    network: NetworkSetup = NetworkSetup()
+    workers: Annotated[int, Field(ge=1, le=64)] | None = None  #: None: one for each core
+    first_queue: int = Field(default=0, ge=0, le=65_535)
+    first_core: Annotated[int, Field(ge=0, le=4_095)] | None = None  #: None: not pinned
+    last_core: Annotated[int, Field(ge=0, le=4_095)] | None = None
+    queue_length: int = Field(default=65_536, ge=1, le=1_048_576)  #: packets that wait in one queue
+    flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
+    user: str = Field(default="nobody", min_length=1)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metrics_listen: str = "127.0.0.1:9128"  #: HOST:PORT of /metrics; empty: none

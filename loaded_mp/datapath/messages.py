@@ -1,0 +1,108 @@
+"""nfnetlink_queue messages: finding a packet in one, turning it into the verdict on it.
+
+Constants and layouts are those of include/uapi/linux/netlink.h, netfilter/nfnetlink.h and
+netfilter/nfnetlink_queue.h. Netlink numbers are in the byte order of the machine; what netfilter puts
+inside attributes is in network byte order.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from loaded_mp.compiled import Bytes, compiled
+from loaded_mp.packet.checksum import read16
+
+Halves = npt.NDArray[np.uint16]
+
+_MESSAGE_HEADER = 20  # struct nlmsghdr and struct nfgenmsg
+_NLM_F_REQUEST = 1
+_SUBSYSTEM_QUEUE = 3 << 8
+_NFQNL_MSG_PACKET, _NFQNL_MSG_VERDICT = 0, 1
+_NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_PAYLOAD, _NFQA_CAP_LEN, _NFQA_SKB_INFO = 1, 2, 10, 13, 14
+_NFQA_SKB_CSUMNOTREADY = 1
+#: The bits of an attribute's type that are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
+_TYPE_MASK = 0x3FFF
+
+NF_DROP, NF_ACCEPT = 0, 1
+HOOK_PREROUTING = 0
+
+#: Bytes of a verdict before its payload: both headers, the verdict and the payload attribute's header.
+VERDICT_HEADER = 36
+
+
+class Queued(NamedTuple):
+    """A packet as it lies in a received message; offsets count from the start of the buffer."""
+
+    packet_id: int  #: what the verdict refers to; 0 if the message holds no packet
+    hook: int  #: netfilter hook number
+    start: int  #: offset of the packet
+    end: int  #: offset of the first byte behind what was copied of it
+    cut: bool  #: not all of it was copied
+    checksum_ready: bool  #: False: the transport checksum is only the pseudo-header's sum
+
+
+@compiled
+def read_message(buffer: Bytes, halves: Halves, at: int, length: int) -> Queued:
+    """The packet in the netlink message of `length` bytes at offset `at` (a multiple of 4).
+
+    `halves` is the same memory as uint16[], for numbers in the byte order of the machine.
+    """
+    packet_id = hook = start = end = 0
+    cut = False
+    ready = True
+    stop = at + length
+    if length >= _MESSAGE_HEADER and halves[at // 2 + 2] == _SUBSYSTEM_QUEUE | _NFQNL_MSG_PACKET:
+        at += _MESSAGE_HEADER
+        while at + 4 <= stop:
+            size = int(np.int64(halves[at // 2]))
+            kind = int(np.int64(halves[at // 2 + 1])) & _TYPE_MASK
+            if size < 4 or at + size > stop:
+                break
+            if kind == _NFQA_PACKET_HDR and size >= 11:
+                packet_id = read16(buffer, at + 4) << 16 | read16(buffer, at + 6)
+                hook = int(np.int64(buffer[at + 10]))
+            elif kind == _NFQA_CAP_LEN:
+                cut = True
+            elif kind == _NFQA_SKB_INFO and size >= 8:
+                ready = (buffer[at + 7] & _NFQA_SKB_CSUMNOTREADY) == 0
+            elif kind == _NFQA_PAYLOAD:
+                start, end = at + 4, at + size
+            at += (size + 3) & ~3
+    return Queued(packet_id, hook, start, end, cut, ready)
+
+
+@compiled
+def _write_header(halves: Halves, at: int, length: int, kind: int, queue: int) -> None:
+    first = at // 2
+    halves[first] = np.uint16(length & 0xFFFF)
+    halves[first + 1] = np.uint16(length >> 16)
+    halves[first + 2] = np.uint16(_SUBSYSTEM_QUEUE | kind)
+    halves[first + 3] = np.uint16(_NLM_F_REQUEST)
+    halves[first + 4 : first + 9] = np.uint16(0)
+    halves[first + 9] = np.uint16((queue & 0xFF) << 8 | queue >> 8)
+
+
+@compiled
+def write_verdict(
+    buffer: Bytes, halves: Halves, queued: Queued, queue: int, verdict: int, changed: bool
+) -> int:
+    """Put the verdict into the bytes just before the packet, which becomes its payload if `changed`.
+
+    It begins at queued.start - VERDICT_HEADER; returns its length in bytes.
+    """
+    at = queued.start - VERDICT_HEADER
+    length = VERDICT_HEADER + queued.end - queued.start if changed else VERDICT_HEADER - 4
+    _write_header(halves, at, length, _NFQNL_MSG_VERDICT, queue)
+    half = at // 2 + _MESSAGE_HEADER // 2
+    halves[half] = np.uint16(12)
+    halves[half + 1] = np.uint16(_NFQA_VERDICT_HDR)
+    at += _MESSAGE_HEADER + 4
+    buffer[at : at + 3] = np.uint8(0)
+    buffer[at + 3] = np.uint8(verdict)
+    for i in range(4):
+        buffer[at + 4 + i] = np.uint8(queued.packet_id >> (24 - 8 * i) & 0xFF)
+    if changed:
+        halves[half + 6] = np.uint16(4 + queued.end - queued.start)
+        halves[half + 7] = np.uint16(_NFQA_PAYLOAD)
+    return length

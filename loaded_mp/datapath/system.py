@@ -1,0 +1,80 @@
+"""The three system calls of the loop, callable from compiled code.
+
+They are bound by name when the machine code is loaded, so that it can be kept on disk. Interpreted, the
+same calls go through ctypes.
+"""
+
+import ctypes
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from loaded_mp.compiled import compiled
+
+Longs = npt.NDArray[np.int64]
+
+#: include/uapi/linux/time.h
+_CLOCK_MONOTONIC = 1
+#: include/linux/socket.h: block for the first message only.
+_MSG_WAITFORONE = 0x10000
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _errno(typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function_type = ir.FunctionType(ir.PointerType(ir.IntType(32)), [])
+        location = cgutils.get_or_insert_function(builder.module, function_type, "__errno_location")
+        return builder.sext(builder.load(builder.call(location, [])), ir.IntType(64))
+
+    return types.int64(), generate
+
+
+_recvmmsg: Any
+_sendmsg: Any
+_clock_gettime: Any
+
+if numba.config.DISABLE_JIT:
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _recvmmsg = _libc.recvmmsg
+    _recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
+    _sendmsg = _libc.sendmsg
+    _sendmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+    _sendmsg.restype = ctypes.c_ssize_t
+    _clock_gettime = _libc.clock_gettime
+    _clock_gettime.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    _errno = ctypes.get_errno
+else:
+    _recvmmsg = types.ExternalFunction(
+        "recvmmsg", types.int32(types.int32, types.intp, types.uint32, types.int32, types.intp)
+    )
+    _sendmsg = types.ExternalFunction("sendmsg", types.intp(types.int32, types.intp, types.int32))
+    _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
+
+
+@compiled
+def receive(descriptor: int, messages: Longs) -> int:
+    """recvmmsg(2) into `messages` (int64[n, 8], each a struct mmsghdr): how many came, or -errno."""
+    count = int(_recvmmsg(descriptor, messages.ctypes.data, messages.shape[0], _MSG_WAITFORONE, 0))
+    if count < 0:
+        return -int(_errno())
+    return count
+
+
+@compiled
+def send(descriptor: int, message: Longs) -> int:
+    """sendmsg(2) of `message` (int64[7], a struct msghdr): 0 or -errno."""
+    if int(_sendmsg(descriptor, message.ctypes.data, 0)) < 0:
+        return -int(_errno())
+    return 0
+
+
+@compiled
+def now_ms(clock: Longs) -> int:
+    """CLOCK_MONOTONIC in milliseconds; `clock` (int64[2], a struct timespec) is scratch space."""
+    _clock_gettime(_CLOCK_MONOTONIC, clock.ctypes.data)
+    return int(clock[0] * 1000 + clock[1] // 1_000_000)

@@ -1,6 +1,9 @@
 """How the functions of the packet path become machine code."""
 
+import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -11,6 +14,24 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Raw packet bytes, in network byte order.
 Bytes = npt.NDArray[np.uint8]
+
+
+def _cache_folder() -> Path | None:
+    """Where the machine code is kept, or None if that cannot be written: then numba finds a place.
+
+    The name depends on the whole source: numba itself only notices a change in the file of the function,
+    not in the functions that it calls.
+    """
+    package = Path(__file__).parent
+    source = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        source.update(file.read_bytes())
+    folder = package / "__pycache__" / f"compiled-{source.hexdigest()[:16]}"
+    return folder if os.access(package, os.W_OK) or os.access(folder, os.W_OK) else None
+
+
+if not numba.config.CACHE_DIR and (_folder := _cache_folder()):
+    numba.config.CACHE_DIR = str(_folder)
 
 
 def compiled(function: Function) -> Function:

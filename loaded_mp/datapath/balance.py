@@ -9,6 +9,7 @@ from loaded_mp.datapath.lookup import NO_PORT, host_row, member_of, ports, read_
 from loaded_mp.flows.atomics import Words, add
 from loaded_mp.flows.siphash import siphash
 from loaded_mp.flows.table import FlowTable, find, flow_hash, insert, replace, touch, value_of
+from loaded_mp.memory.shared import NEW_FLOWS, TO_BACKEND_PACKETS, TO_CLIENT_PACKETS
 from loaded_mp.memory.snapshot import (
     SERVICE_OTHER_IDLE_S,
     SERVICE_SLOTS,
@@ -41,9 +42,6 @@ from loaded_mp.packet.rewrite import (
     set_source,
     source_at,
 )
-
-# Columns of `Shared.traffic`.
-TO_BACKEND_PACKETS, TO_BACKEND_BYTES, TO_CLIENT_PACKETS, TO_CLIENT_BYTES, NEW_FLOWS = range(5)
 
 _OK = int(Reason.OK)
 _BAD_QUOTE = int(Reason.BAD_QUOTE)

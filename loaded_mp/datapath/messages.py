@@ -18,13 +18,13 @@ Halves = npt.NDArray[np.uint16]
 _MESSAGE_HEADER = 20  # struct nlmsghdr and struct nfgenmsg
 _NLM_F_REQUEST = 1
 _SUBSYSTEM_QUEUE = 3 << 8
-_NFQNL_MSG_PACKET, _NFQNL_MSG_VERDICT = 0, 1
+_NFQNL_MSG_PACKET, _NFQNL_MSG_VERDICT, _NFQNL_MSG_VERDICT_BATCH = 0, 1, 3
 _NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_PAYLOAD, _NFQA_CAP_LEN, _NFQA_SKB_INFO = 1, 2, 10, 13, 14
 _NFQA_SKB_CSUMNOTREADY = 1
 #: The bits of an attribute's type that are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 _TYPE_MASK = 0x3FFF
 
-NF_DROP, NF_ACCEPT = 0, 1
+NF_DROP, NF_ACCEPT, NF_REPEAT = 0, 1, 4
 HOOK_PREROUTING = 0
 
 #: Bytes of a verdict before its payload: both headers, the verdict and the payload attribute's header.
@@ -84,6 +84,17 @@ def _write_header(halves: Halves, at: int, length: int, kind: int, queue: int) -
 
 
 @compiled
+def _write_verdict_header(buffer: Bytes, halves: Halves, at: int, verdict: int, packet_id: int) -> None:
+    """struct nfqnl_msg_verdict_hdr as an attribute, 12 bytes."""
+    halves[at // 2] = np.uint16(12)
+    halves[at // 2 + 1] = np.uint16(_NFQA_VERDICT_HDR)
+    buffer[at + 4 : at + 7] = np.uint8(0)
+    buffer[at + 7] = np.uint8(verdict)
+    for i in range(4):
+        buffer[at + 8 + i] = np.uint8(packet_id >> (24 - 8 * i) & 0xFF)
+
+
+@compiled
 def write_verdict(
     buffer: Bytes, halves: Halves, queued: Queued, queue: int, verdict: int, changed: bool
 ) -> int:
@@ -94,15 +105,20 @@ def write_verdict(
     at = queued.start - VERDICT_HEADER
     length = VERDICT_HEADER + queued.end - queued.start if changed else VERDICT_HEADER - 4
     _write_header(halves, at, length, _NFQNL_MSG_VERDICT, queue)
-    half = at // 2 + _MESSAGE_HEADER // 2
-    halves[half] = np.uint16(12)
-    halves[half + 1] = np.uint16(_NFQA_VERDICT_HDR)
-    at += _MESSAGE_HEADER + 4
-    buffer[at : at + 3] = np.uint8(0)
-    buffer[at + 3] = np.uint8(verdict)
-    for i in range(4):
-        buffer[at + 4 + i] = np.uint8(queued.packet_id >> (24 - 8 * i) & 0xFF)
+    _write_verdict_header(buffer, halves, at + _MESSAGE_HEADER, verdict, queued.packet_id)
     if changed:
-        halves[half + 6] = np.uint16(4 + queued.end - queued.start)
-        halves[half + 7] = np.uint16(_NFQA_PAYLOAD)
+        half = (queued.start - 4) // 2
+        halves[half] = np.uint16(4 + queued.end - queued.start)
+        halves[half + 1] = np.uint16(_NFQA_PAYLOAD)
+    return length
+
+
+@compiled
+def write_batch_verdict(
+    buffer: Bytes, halves: Halves, at: int, queue: int, verdict: int, last_id: int
+) -> int:
+    """Put a verdict on every waiting packet up to `last_id` at offset `at`; returns its length in bytes."""
+    length = VERDICT_HEADER - 4
+    _write_header(halves, at, length, _NFQNL_MSG_VERDICT_BATCH, queue)
+    _write_verdict_header(buffer, halves, at + _MESSAGE_HEADER, verdict, last_id)
     return length

@@ -1,0 +1,126 @@
+"""One worker process: gives up what it does not need, then serves its queue until it is told to stop."""
+
+import ctypes
+import logging
+import os
+import pwd
+import signal
+import tempfile
+import time
+from types import FrameType
+from typing import NoReturn
+
+from loaded_mp.datapath.loop import give_back, new_batch, serve
+from loaded_mp.memory.shared import LAST_READ_ID, SharedMemory
+
+log = logging.getLogger(__name__)
+
+# include/uapi/linux/prctl.h and capability.h
+_PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 8, 24, 38
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAP_NET_ADMIN = 12
+_CAP_LAST = 63
+
+#: A worker that was told to stop serves what waits, but no longer than this.
+DRAIN_S = 3.0
+
+
+class WorkerError(Exception):
+    """A worker cannot start; the message says why."""
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def give_up_privileges(user: str) -> None:
+    """Become `user` in an empty, deleted root folder, with CAP_NET_ADMIN (verdicts need it) and nothing else.
+
+    Raises WorkerError if there is no such user, OSError if the kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(result: int, what: str) -> None:
+        if result != 0:
+            raise OSError(ctypes.get_errno(), what)
+
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise WorkerError(f"there is no user {user!r}") from None
+    root = tempfile.mkdtemp(prefix="loaded-mp-")
+    os.chdir(root)
+    os.rmdir(root)
+    os.chroot(".")
+    for capability in range(_CAP_LAST + 1):
+        # The kernel answers EINVAL for capabilities that it does not know.
+        if capability != _CAP_NET_ADMIN:
+            libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    call(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "PR_SET_KEEPCAPS")
+    os.setgroups([])
+    os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
+    os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+    bit = 1 << _CAP_NET_ADMIN
+    data = (_CapData * 2)(_CapData(bit, bit, 0), _CapData(0, 0, 0))
+    call(libc.capset(ctypes.byref(_CapHeader(_CAPABILITY_VERSION_3, 0)), data), "capset")
+    call(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+
+
+class _Stop:
+    """Set by SIGTERM. SIGINT is left to the supervisor, who gets it from the terminal too."""
+
+    def __init__(self) -> None:
+        self.deadline_s: float | None = None
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.deadline_s = time.monotonic() + DRAIN_S
+
+
+def run(
+    memory: SharedMemory,
+    number: int,
+    descriptor: int,
+    queue: int,
+    core: int | None,
+    user: str,
+    replacing: bool,
+) -> NoReturn:
+    """Serve `queue` on `descriptor` as worker `number`; ends the process, status 0 after SIGTERM.
+
+    `replacing`: an earlier worker `number` died and may have left packets undecided.
+    """
+    status = 1
+    try:
+        stop = _Stop()
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        batch = new_batch()
+        give_up_privileges(user)
+        if replacing:
+            give_back(descriptor, queue, batch, int(memory.workers[number, LAST_READ_ID]))
+        while True:
+            served = serve(descriptor, queue, batch, memory, number, replacing)
+            if served < 0:
+                log.error(
+                    "event=queue-broken worker=%d queue=%d error=%r", number, queue, os.strerror(-served)
+                )
+                break
+            replacing = replacing and served == 0
+            if stop.deadline_s is not None and (served == 0 or time.monotonic() > stop.deadline_s):
+                status = 0
+                break
+    except (OSError, WorkerError) as error:
+        log.error("event=worker-failed worker=%d error=%r", number, str(error))
+    finally:
+        os._exit(status)

@@ -16,16 +16,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Bytes = npt.NDArray[np.uint8]
 
 
+#: The packages that hold compiled functions.
+_PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath")
+
+
 def _cache_folder() -> Path | None:
     """Where the machine code is kept, or None if that cannot be written: then numba finds a place.
 
-    The name depends on the whole source: numba itself only notices a change in the file of the function,
+    The name depends on all of the source: numba itself only notices a change in the file of the function,
     not in the functions that it calls.
     """
     package = Path(__file__).parent
     source = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        source.update(file.read_bytes())
+    for name in _PACKAGES:
+        for file in sorted((package / name).glob("*.py")):
+            source.update(file.read_bytes())
     folder = package / "__pycache__" / f"compiled-{source.hexdigest()[:16]}"
     return folder if os.access(package, os.W_OK) or os.access(folder, os.W_OK) else None
 

@@ -185,8 +185,13 @@ def insert(
 
 
 @compiled
-def expire(table: FlowTable, start: int, stop: int, now_s: int) -> tuple[int, int]:
-    """Remove the entries in start:stop whose deadline has passed. Returns (removed, still there)."""
+def expire(
+    table: FlowTable, start: int, stop: int, now_s: int, counts: npt.NDArray[np.int64]
+) -> tuple[int, int]:
+    """Remove the entries in start:stop whose deadline has passed. Returns (removed, still there).
+
+    Those still there are added to `counts` (int64[MAX_VALUE + 1]) by their value.
+    """
     removed = 0
     used = 0
     for entry in range(start, stop):
@@ -197,6 +202,7 @@ def expire(table: FlowTable, start: int, stop: int, now_s: int) -> tuple[int, in
             removed += 1
         else:
             used += 1
+            counts[value_of(word)] += 1
     return removed, used
 
 

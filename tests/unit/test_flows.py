@@ -16,6 +16,7 @@ from loaded_mp.flows import table as flow_table
 from loaded_mp.flows.atomics import Words, add
 from loaded_mp.flows.siphash import siphash
 from loaded_mp.flows.table import (
+    MAX_VALUE,
     WAYS,
     FlowTable,
     buckets_for,
@@ -111,7 +112,10 @@ def test_behaves_like_a_dict_with_expiry(steps: list[tuple[str, int, int]]) -> N
             gone = [s for s, (_, deadline) in model.items() if deadline < now_s]
             for s in gone:
                 del model[s]
-            assert expire(table, 0, table.words.size, now_s) == (len(gone), len(model))
+            counts = np.zeros(MAX_VALUE + 1, np.int64)
+            assert expire(table, 0, table.words.size, now_s, counts) == (len(gone), len(model))
+            held = [v for v, _ in model.values()]
+            assert counts[:6].tolist() == [held.count(v) for v in range(6)]
         elif step == "forget":
             gone = [s for s, (v, _) in model.items() if v == value]
             for s in gone:

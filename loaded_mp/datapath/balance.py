@@ -51,6 +51,8 @@ _NO_FLOW = int(Reason.NO_FLOW)
 _LINK = int(Reason.LINK)
 
 _ICMP_HEADER = 8
+#: Added to the VIP id in the value of a reply flow: not the id of a backend (MAX_BACKENDS is below it).
+_REPLY = 0x8000
 #: How often a flow is looked up anew because another worker changed it at the same moment.
 _TRIES = 16
 
@@ -199,7 +201,7 @@ def to_backend(
         host = read_address(packet, destination_at(version, start), version)
         flow = _reply_flow(shared.table, header.protocol, source_port, destination_port, client, host)
         vip_id = int(np.int64(snapshot.vip_listeners[vip, 2]))
-        _remember_vip(shared, flow, vip_id, client, now_s, idle_s)
+        _remember_vip(shared, flow, _REPLY + vip_id, client, now_s, idle_s)
     _count(shared, backend, TO_BACKEND_PACKETS, header.end - start)
     return _OK
 
@@ -251,7 +253,9 @@ def _flow_of_reply(
         flow = _reply_flow(shared.table, header.protocol, client_port, service_port, client, address)
         entry, word = find(shared.table, flow)
         if entry >= 0:
-            vip = value_of(word)
+            vip = value_of(word) - _REPLY
+            if vip < 0:
+                return -1, -1
             row = int(np.int64(snapshot.vip_rows[vip]))
             service = service_of(snapshot, row, header.protocol, service_port) if row >= 0 else -1
             backend = member_of(snapshot, host, service)

@@ -27,7 +27,7 @@ def _cache_folder() -> Path | None:
     not in the functions that it calls.
     """
     package = Path(__file__).parent
-    source = hashlib.sha256()
+    source = hashlib.sha256(Path(__file__).read_bytes())
     for name in _PACKAGES:
         for file in sorted((package / name).glob("*.py")):
             source.update(file.read_bytes())
@@ -42,6 +42,9 @@ if not numba.config.CACHE_DIR and (_folder := _cache_folder()):
 def compiled(function: Function) -> Function:
     """Compile `function` with numba at its first call and keep the machine code on disk.
 
+    Compiled functions allocate nothing, so numba need not count references to arrays: that costs more than
+    the rest of a packet's way.
     With `NUMBA_DISABLE_JIT=1` in the environment the function stays plain Python.
     """
-    return cast(Function, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    decorator = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+    return cast(Function, decorator(function))

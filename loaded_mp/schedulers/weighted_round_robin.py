@@ -10,10 +10,13 @@ MAX_ROUND = 1 << 16
 
 
 @compiled
-def _interleave(weights: npt.NDArray[np.int64], slots: npt.NDArray[np.uint16]) -> None:
+def _interleave(
+    weights: npt.NDArray[np.int64], credits: npt.NDArray[np.int64], slots: npt.NDArray[np.uint16]
+) -> None:
     """Each step every backend earns its weight; the richest (first of equals) is taken and pays the sum."""
-    total = weights.sum()
-    credits = np.zeros_like(weights)
+    total = 0
+    for weight in weights:
+        total += weight
     for i in range(slots.size):
         richest = 0
         for backend in range(weights.size):
@@ -34,5 +37,5 @@ def weighted_round_robin(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.uint1
         scaled = weights * (MAX_ROUND - weights.size) // weights.sum()
         weights = np.where(weights > 0, np.maximum(scaled, 1), 0)
     slots = np.empty(int(weights.sum()), np.uint16)
-    _interleave(weights, slots)
+    _interleave(weights, np.zeros_like(weights), slots)
     return slots

@@ -1,0 +1,67 @@
+"""Our own chains, by the iptables commands of the host, whichever variant they are (nft or legacy)."""
+
+import os
+import subprocess
+
+from loaded_mp.network.changes import AddChain
+from loaded_mp.network.errors import NetworkError
+
+#: Forces a variant: nft or legacy. Unset or empty: what `iptables` is on this host.
+VARIANT = "LOADED_MP_IPTABLES"
+
+_LOCK_WAIT_S = 10
+_TIMEOUT_S = 30
+
+#: More jumps to one of our chains than this are not taken away at once.
+_MOST_JUMPS = 16
+
+
+def variant() -> str:
+    """The variant that the environment forces, or an empty string."""
+    return os.environ.get(VARIANT, "")
+
+
+def apply(change: AddChain, variant: str) -> None:
+    """Put the chain in place as one transaction, replacing what it held; the jump to it is there once.
+
+    Raises NetworkError with what iptables says.
+    """
+    jump = _run(change, variant, "", ["-t", change.table, "-C", change.hook, "-j", change.name])
+    _restore(change, variant, change.text(jump=jump.returncode != 0))
+
+
+def undo(change: AddChain, variant: str) -> None:
+    """Take the jump and the chain away; what is gone already is fine. Raises NetworkError."""
+    for _ in range(_MOST_JUMPS):
+        if _run(change, variant, "", ["-t", change.table, "-D", change.hook, "-j", change.name]).returncode:
+            break
+    # Naming the chain makes it and empties it, so that it can be deleted whether or not it was there.
+    _restore(change, variant, f"*{change.table}\n:{change.name} - [0:0]\n-X {change.name}\nCOMMIT\n")
+
+
+def _restore(change: AddChain, variant: str, text: str) -> None:
+    done = _run(change, variant, "-restore", ["--noflush"], text)
+    if done.returncode:
+        raise NetworkError(
+            f"{done.args[0]}, table {change.table}: {' '.join(done.stderr.split())}; "
+            "`loaded-mp check` says what this machine lacks"
+        )
+
+
+def _run(
+    change: AddChain, variant: str, suffix: str, arguments: list[str], text: str = ""
+) -> subprocess.CompletedProcess[str]:
+    command = change.tool + (f"-{variant}" if variant else "") + suffix
+    try:
+        return subprocess.run(
+            [command, "-w", str(_LOCK_WAIT_S), *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise NetworkError(f"there is no command {command}: install the package iptables") from None
+    except subprocess.TimeoutExpired:
+        raise NetworkError(f"{command} did not end within {_TIMEOUT_S} s: is another one stuck?") from None

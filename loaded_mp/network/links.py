@@ -1,0 +1,131 @@
+"""Interfaces, addresses and routes of the current network namespace, by rtnetlink."""
+
+import errno
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_interface, ip_network
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from loaded_mp.config.model import Interface, Network
+from loaded_mp.network.changes import AddAddress, AddRoute, SetLinkUp
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.network.plan import Link
+
+Result = TypeVar("Result")
+
+#: linux/if.h, linux/if_addr.h and linux/rtnetlink.h.
+_IFF_UP = 0x1
+_IFA_F_NODAD = 0x02
+_RT_TABLE_MAIN = 254
+_RTPROT_KERNEL = 2
+_RTPROT_BOOT = 3
+_RT_SCOPE_LINK = 253
+_RTN_UNICAST = 1
+_FOREVER = 0xFFFFFFFF
+
+#: What the kernel says where there is nothing to take back any more.
+_GONE = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
+
+
+def read_links() -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tuple[Network, ...]]:
+    """Interfaces, their addresses, and the networks of the main table that addresses do not bring."""
+    return _ask(_read)
+
+
+def apply(change: SetLinkUp | AddAddress | AddRoute) -> None:
+    """Make the change; what is there already is fine. Raises NetworkError if the kernel refuses."""
+    try:
+        _ask(lambda ip: _change(ip, change, "add"))
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise NetworkError(f"{change.command}: {error.args[-1]}{_advice(change, error.code)}") from error
+
+
+def undo(change: SetLinkUp | AddAddress | AddRoute) -> None:
+    """Take the change back; what is gone already is fine. Raises NetworkError if the kernel refuses."""
+    try:
+        _ask(lambda ip: _change(ip, change, "del"))
+    except NetlinkError as error:
+        if error.code not in _GONE:
+            raise NetworkError(f"cannot undo `{change.command}`: {error.args[-1]}") from error
+
+
+def _ask(work: Callable[[Any], Result]) -> Result:
+    """Run `work` with a netlink socket, in a thread of its own that ends with it.
+
+    pyroute2 runs an event loop for every call, and a thread that runs one already cannot run another.
+    """
+
+    def with_socket() -> Result:
+        with IPRoute() as ip:
+            return work(ip)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(with_socket).result()
+
+
+def _read(ip: Any) -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tuple[Network, ...]]:
+    names = {}
+    links = {}
+    for link in ip.get_links():
+        name = link.get_attr("IFLA_IFNAME")
+        names[link["index"]] = name
+        links[name] = Link(bool(link["flags"] & _IFF_UP), link.get_attr("IFLA_MTU"))
+    addresses = tuple(
+        (
+            names[each["index"]],
+            ip_interface(f"{each.get_attr('IFA_LOCAL') or each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"),
+        )
+        for each in ip.get_addr()
+        if each["index"] in names
+    )
+    routes = tuple(
+        ip_network(f"{each.get_attr('RTA_DST')}/{each['dst_len']}")
+        for each in ip.get_routes(table=_RT_TABLE_MAIN)
+        if each["type"] == _RTN_UNICAST and each["proto"] != _RTPROT_KERNEL and each.get_attr("RTA_DST")
+    )
+    return links, addresses, routes
+
+
+def _change(ip: Any, change: SetLinkUp | AddAddress | AddRoute, command: str) -> None:
+    found = ip.link_lookup(ifname=change.link)
+    if not found:
+        raise NetlinkError(errno.ENODEV, "No such device")
+    index = found[0]
+    if isinstance(change, SetLinkUp):
+        ip.link("set", index=index, state="up" if command == "add" else "down")
+    elif isinstance(change, AddAddress):
+        _change_address(ip, change, command, index)
+    else:
+        scope = {"scope": _RT_SCOPE_LINK} if change.network.version == 4 else {}
+        ip.route(command, dst=str(change.network), oif=index, proto=_RTPROT_BOOT, **scope)
+
+
+def _change_address(ip: Any, change: AddAddress, command: str, index: int) -> None:
+    extra: dict[str, Any] = {}
+    if command == "add" and change.address.version == 6:
+        extra["flags"] = _IFA_F_NODAD
+    if command == "add" and change.deprecated:
+        extra |= {"preferred": 0, "valid": _FOREVER}
+    if command == "add" and change.broadcast:
+        extra["broadcast"] = str(change.broadcast)
+    ip.addr(
+        command,
+        index=index,
+        family=socket.AF_INET if change.address.version == 4 else socket.AF_INET6,
+        address=str(change.address.ip),
+        prefixlen=change.address.network.prefixlen,
+        **extra,
+    )
+
+
+def _advice(change: SetLinkUp | AddAddress | AddRoute, code: int) -> str:
+    if code == errno.EACCES and isinstance(change, AddAddress):
+        return f"; IPv6 is off on it: sysctl -w net.ipv6.conf.{change.link}.disable_ipv6=0"
+    if code in (errno.EPERM, errno.EACCES):
+        return "; loaded-mp has to run as root"
+    return ""

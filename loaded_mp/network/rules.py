@@ -1,0 +1,134 @@
+"""The rules that bring packets to the queues. No I/O.
+
+Requests are queued before conntrack and routing (raw PREROUTING), replies after them (mangle
+POSTROUTING). Port matches rely on whole packets: the conntrack match at the end of LOADED-POSTROUTING
+makes the kernel reassemble fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loaded_mp.config.model import Address, Config, Listener, Network
+
+Family = Literal[4, 6]
+
+#: The longest IP packet that fits with its attribute header into the 16-bit length of NFQA_PAYLOAD,
+#: down to a multiple of 4.
+LONGEST_PACKET = 65_528
+
+#: What never comes near a queue. Neighbour discovery: RFC 4861, 133-137. MLD: RFC 2710 and RFC 3810.
+_REDIRECT = 137
+_LINK_TYPES = (130, 131, 132, 133, 134, 135, 136, _REDIRECT, 143)
+
+#: Errors: RFC 792 and RFC 4443.
+_ERROR_TYPES = {4: ("destination-unreachable", "time-exceeded", "parameter-problem"), 6: ("1", "2", "3", "4")}
+
+#: IP header and TCP header without options.
+_HEADERS = {4: 20 + 20, 6: 40 + 20}
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the rules of one family speak of."""
+
+    family: Family
+    listeners: dict[Address, tuple[Listener, ...]]  #: for each VIP; empty: everything
+    networks: tuple[Network, ...]  #: of the backends
+    name_servers: tuple[Address, ...]
+    own_addresses: tuple[Address, ...]  #: of this host, within `networks`
+    queue: str  #: the queue target
+
+
+def queue_target(first_queue: int, workers: int) -> str:
+    """NFQUEUE to one queue, or spread over one for each worker."""
+    if workers == 1:
+        return f"-j NFQUEUE --queue-num {first_queue}"
+    return f"-j NFQUEUE --queue-balance {first_queue}:{first_queue + workers - 1}"
+
+
+def listeners_of(config: Config, family: Family) -> dict[Address, tuple[Listener, ...]]:
+    """What is answered on each VIP of a family, over all services; empty: everything."""
+    found: dict[Address, tuple[Listener, ...]] = {}
+    everything = set()
+    for service in config.services:
+        for vip in service.vips:
+            if vip.version == family:
+                found[vip.ip] = tuple(dict.fromkeys((*found.get(vip.ip, ()), *service.listen)))
+                if not service.listen:
+                    everything.add(vip.ip)
+    return {vip: () if vip in everything else listeners for vip, listeners in found.items()}
+
+
+def prerouting(side: Side) -> list[str]:
+    """LOADED-PREROUTING in raw: what clients send to VIPs."""
+    rules = _link_messages() if side.family == 6 else []
+    for server in side.name_servers:
+        rules += [f"-s {server} -p {protocol} --sport 53 -j RETURN" for protocol in ("udp", "tcp")]
+    for vip, listeners in side.listeners.items():
+        limits = [_limit(listener, side.family, "dport") for listener in listeners] or [""]
+        if listeners and all(listener.protocol != "icmp" for listener in listeners):
+            limits += _errors(side.family)
+        rules += [_words(f"-d {vip}", limit, side.queue) for limit in limits]
+    return rules
+
+
+def postrouting(side: Side, clamp: bool) -> list[str]:
+    """LOADED-POSTROUTING in mangle: what backends reply, and ICMP errors about packets to them.
+
+    `clamp`: packets may be longer than a queue's message can be, so TCP's segments are kept shorter.
+    Redirects are dropped: they would show a backend a way around the balancer, and IPv6 has no
+    setting as send_redirects is for IPv4. They are never forwarded, so all are this host's own.
+    """
+    rules = []
+    if side.family == 6:
+        rules = _link_messages(redirects="DROP")
+    rules += [_words(error, side.queue) for error in _errors(side.family)]
+    for server in side.name_servers:
+        rules += [f"-d {server} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp")]
+    rules += [f"-s {address} -j RETURN" for address in side.own_addresses]
+    if clamp:
+        mss = LONGEST_PACKET - _HEADERS[side.family]
+        match = f"-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {mss}"
+        rules += [f"{way} {network} {match}" for network in side.networks for way in ("-s", "-d")]
+    limits = [""]
+    if all(side.listeners.values()):
+        listeners = dict.fromkeys(listener for each in side.listeners.values() for listener in each)
+        limits = [_limit(listener, side.family, "sport") for listener in listeners]
+    rules += [_words(f"-s {network}", limit, side.queue) for network in side.networks for limit in limits]
+    return [*rules, "-m conntrack --ctstate INVALID"]
+
+
+def nat(side: Side) -> list[str]:
+    """LOADED-NAT in nat POSTROUTING: what backends start themselves leaves under this host's address.
+
+    Replies never come here: conntrack asks nat only about the first packet of a connection.
+    """
+    rules = [f"-d {network} -j RETURN" for network in side.networks]
+    return rules + [f"-s {network} -j MASQUERADE" for network in side.networks]
+
+
+def _link_messages(redirects: Literal["RETURN", "DROP"] = "RETURN") -> list[str]:
+    return [
+        f"-p icmpv6 --icmpv6-type {number} -j {redirects if number == _REDIRECT else 'RETURN'}"
+        for number in _LINK_TYPES
+    ]
+
+
+def _errors(family: Family) -> list[str]:
+    if family == 4:
+        return [f"-p icmp --icmp-type {name}" for name in _ERROR_TYPES[4]]
+    return [f"-p icmpv6 --icmpv6-type {number}" for number in _ERROR_TYPES[6]]
+
+
+def _limit(listener: Listener, family: Family, ports: Literal["sport", "dport"]) -> str:
+    if listener.protocol == "icmp":
+        return "-p icmp" if family == 4 else "-p icmpv6"
+    if (listener.first_port, listener.last_port) == (0, 65_535):
+        return f"-p {listener.protocol}"
+    if listener.first_port == listener.last_port:
+        return f"-p {listener.protocol} --{ports} {listener.first_port}"
+    return f"-p {listener.protocol} --{ports} {listener.first_port}:{listener.last_port}"
+
+
+def _words(*parts: str) -> str:
+    return " ".join(part for part in parts if part)

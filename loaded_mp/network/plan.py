@@ -138,7 +138,7 @@ def _addresses(config: Config, host: Host) -> list[AddAddress]:
     wanted: list[AddAddress] = []
     if network.private_interface:
         for address in network.private_addresses:
-            at_broadcast = address.version == 4 and network.broadcast in address.network
+            at_broadcast = network.broadcast and network.broadcast in address.network
             wanted.append(
                 AddAddress(
                     link=network.private_interface,
@@ -300,7 +300,7 @@ def _notes(config: Config, host: Host) -> list[str]:
         if network.private_addresses:
             notes.append("no network.private_interface: network.private_addresses are put nowhere")
     if network.broadcast and not any(
-        network.broadcast in address.network for address in network.private_addresses if address.version == 4
+        network.broadcast in address.network for address in network.private_addresses
     ):
         notes.append(f"network.broadcast: {network.broadcast} is in the network of no private address")
     for family in _families(config):

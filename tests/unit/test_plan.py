@@ -1,0 +1,409 @@
+"""The plan: which changes a host needs for a configuration."""
+
+from ipaddress import ip_interface, ip_network
+from typing import Any
+
+import pytest
+
+from loaded_mp.config.model import Config
+from loaded_mp.network.changes import AddAddress, AddChain, SetSysctl
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.network.plan import Host, Link, Plan, plan, without
+
+SYSCTLS = {
+    "net/ipv4/ip_forward": "0",
+    "net/ipv4/icmp_echo_ignore_broadcasts": "1",
+    "net/ipv4/conf/all/accept_redirects": "1",
+    **{f"net/ipv4/conf/{name}/forwarding": "0" for name in ("all", "default", "eth0", "eth1")},
+    **{f"net/ipv4/conf/{name}/send_redirects": "1" for name in ("all", "default", "eth0", "eth1")},
+    **{f"net/ipv6/conf/{name}/forwarding": "0" for name in ("all", "default", "eth0", "eth1")},
+    **{f"net/ipv6/conf/{name}/accept_ra": "1" for name in ("all", "default", "eth0", "eth1")},
+}
+LINKS = {"lo": Link(True, 65_536), "eth0": Link(True, 1_500), "eth1": Link(True, 1_500)}
+
+
+def host(
+    links: dict[str, Link] | None = None,
+    addresses: tuple[tuple[str, str], ...] = (("eth0", "192.0.2.1/24"), ("eth0", "2001:db8::1/64")),
+    routes: tuple[str, ...] = (),
+    **sysctls: str,
+) -> Host:
+    return Host(
+        LINKS | (links or {}),
+        tuple((name, ip_interface(address)) for name, address in addresses),
+        tuple(ip_network(route) for route in routes),
+        SYSCTLS | sysctls,
+    )
+
+
+def config(service: dict[str, Any] | None = None, **network: Any) -> Config:
+    """Both families, two interfaces, everything balanced; `network` overrides."""
+    return Config.model_validate(
+        {
+            "services": [
+                {
+                    "name": "web",
+                    "vips": ["192.0.2.10", "2001:db8::10"],
+                    "backends": [{"address": "10.0.0.1"}, {"address": "fd00::1"}],
+                }
+                | (service or {})
+            ],
+            "network": {
+                "public_interface": "eth0",
+                "private_interface": "eth1",
+                "private_addresses": ["10.0.0.254/24", "fd00::ff/64"],
+                "backend_networks": ["10.0.0.0/24", "fd00::/64"],
+            }
+            | network,
+        }
+    )
+
+
+def commands(found: Plan) -> list[str]:
+    return [change.command for change in found.changes if not isinstance(change, AddChain)]
+
+
+def rules(found: Plan, family: int, name: str) -> list[str]:
+    chains = [
+        change
+        for change in found.changes
+        if isinstance(change, AddChain) and (change.family, change.name) == (family, name)
+    ]
+    assert len(chains) <= 1
+    return list(chains[0].rules) if chains else []
+
+
+def test_the_whole_plan_in_order() -> None:
+    found = plan(config(), host(), 0, 4)
+    assert commands(found) == [
+        "sysctl -w net.ipv4.ip_forward=1",
+        "sysctl -w net.ipv4.conf.all.send_redirects=0",
+        "sysctl -w net.ipv4.conf.eth0.send_redirects=0",
+        "sysctl -w net.ipv4.conf.eth1.send_redirects=0",
+        "sysctl -w net.ipv6.conf.eth0.accept_ra=2",
+        "sysctl -w net.ipv6.conf.eth1.accept_ra=2",
+        "sysctl -w net.ipv6.conf.all.forwarding=1",
+        "ip address add 10.0.0.254/24 dev eth1",
+        "ip address add fd00::ff/64 dev eth1 nodad",
+        "ip address add 192.0.2.10/32 dev eth0",
+        "ip address add 2001:db8::10/128 dev eth0 nodad preferred_lft 0",
+    ]
+    assert found.notes == ()
+    kinds = [change.kind for change in found.changes]
+    assert kinds[-8:] == ["chain"] * 6 + ["address"] * 2, "the rules stand before the VIPs"
+    assert all(change.why for change in found.changes)
+
+
+def test_rules_of_ipv4() -> None:
+    found = plan(config(), host(), 3, 4)
+    queue = "-j NFQUEUE --queue-balance 3:6"
+    assert rules(found, 4, "LOADED-PREROUTING") == [f"-d 192.0.2.10 {queue}"]
+    assert rules(found, 4, "LOADED-POSTROUTING") == [
+        f"-p icmp --icmp-type destination-unreachable {queue}",
+        f"-p icmp --icmp-type time-exceeded {queue}",
+        f"-p icmp --icmp-type parameter-problem {queue}",
+        "-s 10.0.0.254 -j RETURN",
+        f"-s 10.0.0.0/24 {queue}",
+        "-m conntrack --ctstate INVALID",
+    ]
+    assert rules(found, 4, "LOADED-NAT") == ["-d 10.0.0.0/24 -j RETURN", "-s 10.0.0.0/24 -j MASQUERADE"]
+
+
+def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
+    found = plan(config(), host(), 3, 1)
+    queue = "-j NFQUEUE --queue-num 3"
+    link = [f"-p icmpv6 --icmpv6-type {n} -j RETURN" for n in (130, 131, 132, 133, 134, 135, 136, 137, 143)]
+    assert rules(found, 6, "LOADED-PREROUTING") == [*link, f"-d 2001:db8::10 {queue}"]
+    link[7] = "-p icmpv6 --icmpv6-type 137 -j DROP"
+    assert rules(found, 6, "LOADED-POSTROUTING") == [
+        *link,
+        *(f"-p icmpv6 --icmpv6-type {n} {queue}" for n in (1, 2, 3, 4)),
+        "-s fd00::ff -j RETURN",
+        f"-s fd00::/64 {queue}",
+        "-m conntrack --ctstate INVALID",
+    ]
+
+
+def test_limits_are_mirrored_for_replies() -> None:
+    listen = {"listen": ["tcp/80", "udp/5000-5010", "icmp", "tcp"]}
+    found = plan(config(listen), host(), 0, 1)
+    queue = "-j NFQUEUE --queue-num 0"
+    assert rules(found, 4, "LOADED-PREROUTING") == [
+        f"-d 192.0.2.10 -p tcp --dport 80 {queue}",
+        f"-d 192.0.2.10 -p udp --dport 5000:5010 {queue}",
+        f"-d 192.0.2.10 -p icmp {queue}",
+        f"-d 192.0.2.10 -p tcp {queue}",
+    ]
+    assert rules(found, 6, "LOADED-POSTROUTING")[-5:-1] == [
+        f"-s fd00::/64 -p tcp --sport 80 {queue}",
+        f"-s fd00::/64 -p udp --sport 5000:5010 {queue}",
+        f"-s fd00::/64 -p icmpv6 {queue}",
+        f"-s fd00::/64 -p tcp {queue}",
+    ]
+
+
+def test_icmp_errors_are_queued_whatever_the_limits() -> None:
+    found = plan(config({"listen": ["tcp/80"]}), host(), 0, 1)
+    queue = "-j NFQUEUE --queue-num 0"
+    assert rules(found, 4, "LOADED-PREROUTING")[1:] == [
+        f"-d 192.0.2.10 -p icmp --icmp-type {name} {queue}"
+        for name in ("destination-unreachable", "time-exceeded", "parameter-problem")
+    ]
+    assert rules(found, 6, "LOADED-PREROUTING")[-4:] == [
+        f"-d 2001:db8::10 -p icmpv6 --icmpv6-type {n} {queue}" for n in (1, 2, 3, 4)
+    ]
+
+
+def test_one_service_without_limits_lifts_those_of_the_replies() -> None:
+    both = Config.model_validate(
+        {
+            "services": [
+                {
+                    "name": "a",
+                    "vips": ["192.0.2.10"],
+                    "listen": ["tcp/80"],
+                    "backends": [{"address": "10.0.0.1"}],
+                },
+                {"name": "b", "vips": ["192.0.2.11"], "backends": [{"address": "10.0.0.2"}]},
+            ]
+        }
+    )
+    found = plan(both, host(), 0, 1)
+    queue = "-j NFQUEUE --queue-num 0"
+    prerouting = rules(found, 4, "LOADED-PREROUTING")
+    assert prerouting[0] == f"-d 192.0.2.10 -p tcp --dport 80 {queue}"
+    assert prerouting[-1] == f"-d 192.0.2.11 {queue}"
+    assert rules(found, 4, "LOADED-POSTROUTING")[3:-1] == [
+        f"-s 10.0.0.1/32 {queue}",
+        f"-s 10.0.0.2/32 {queue}",
+    ]
+
+
+def test_listeners_of_all_services_on_one_vip_come_together() -> None:
+    backends = [{"address": "10.0.0.1"}]
+    both = Config.model_validate(
+        {
+            "services": [
+                {"name": "a", "vips": ["192.0.2.10"], "listen": ["tcp/80"], "backends": backends},
+                {"name": "b", "vips": ["192.0.2.10"], "listen": ["tcp/443", "tcp/80"], "backends": backends},
+            ]
+        }
+    )
+    prerouting = rules(plan(both, host(), 0, 1), 4, "LOADED-PREROUTING")
+    assert [rule.split()[5] for rule in prerouting[:2]] == ["80", "443"]
+    assert len(prerouting) == 2 + 3
+
+
+def test_name_servers_are_never_queued() -> None:
+    found = plan(config(name_servers=["9.9.9.9", "2620:fe::fe"]), host(), 0, 1)
+    prerouting, postrouting = (rules(found, 4, f"LOADED-{hook}ROUTING") for hook in ("PRE", "POST"))
+    assert prerouting[:2] == [f"-s 9.9.9.9 -p {name} --sport 53 -j RETURN" for name in ("udp", "tcp")]
+    exempt = [postrouting.index(f"-d 9.9.9.9 -p {name} --dport 53 -j RETURN") for name in ("udp", "tcp")]
+    assert max(exempt) < postrouting.index("-s 10.0.0.0/24 -j NFQUEUE --queue-num 0")
+    assert not any("2620" in rule for rule in prerouting + postrouting)
+    assert "-s 2620:fe::fe -p udp --sport 53 -j RETURN" in rules(found, 6, "LOADED-PREROUTING")
+
+
+def test_masquerading_spares_all_backend_networks_and_may_be_off() -> None:
+    networks = ["10.0.0.0/24", "10.1.0.0/24"]
+    assert rules(plan(config(backend_networks=networks), host(), 0, 1), 4, "LOADED-NAT") == [
+        "-d 10.0.0.0/24 -j RETURN",
+        "-d 10.1.0.0/24 -j RETURN",
+        "-s 10.0.0.0/24 -j MASQUERADE",
+        "-s 10.1.0.0/24 -j MASQUERADE",
+    ]
+    off = plan(config(masquerade=False), host(), 0, 1)
+    assert not any(isinstance(change, AddChain) and change.table == "nat" for change in off.changes)
+    for family in (4, 6):
+        assert "-m conntrack --ctstate INVALID" in rules(off, family, "LOADED-POSTROUTING")
+
+
+def test_only_families_in_use() -> None:
+    found = plan(config({"vips": ["192.0.2.10"]}), host(), 0, 1)
+    assert {change.family for change in found.changes if isinstance(change, AddChain)} == {4}
+    assert not any("ipv6" in command for command in commands(found))
+
+
+def test_what_is_there_is_used_as_it_is() -> None:
+    prepared = host(
+        addresses=(
+            ("eth0", "192.0.2.1/24"),
+            ("eth0", "192.0.2.10/24"),
+            ("lo", "2001:db8::10/128"),
+            ("eth1", "10.0.0.254/16"),
+            ("eth1", "fd00::ff/64"),
+        ),
+        **{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"},
+        **{f"net/ipv4/conf/{name}/forwarding": "1" for name in ("all", "eth0", "eth1")},
+        **{f"net/ipv4/conf/{name}/send_redirects": "0" for name in ("all", "eth0", "eth1")},
+    )
+    assert commands(plan(config(), prepared, 0, 1)) == []
+
+
+def test_forwarding_that_is_on_but_not_for_one_interface() -> None:
+    found = plan(config(), host(**{"net/ipv4/ip_forward": "1", "net/ipv4/conf/eth0/forwarding": "1"}), 0, 1)
+    assert "sysctl -w net.ipv4.conf.eth1.forwarding=1" in commands(found)
+    assert "sysctl -w net.ipv4.conf.eth0.forwarding=1" not in commands(found)
+
+
+def test_what_the_kernel_changes_along_with_forwarding_is_noted() -> None:
+    before = host(
+        **{
+            "net/ipv4/conf/eth1/forwarding": "1",
+            "net/ipv4/conf/all/accept_redirects": "0",
+            "net/ipv6/conf/eth0/forwarding": "1",
+        }
+    )
+    along = {
+        change.path: change.along
+        for change in plan(config(), before, 0, 1).changes
+        if isinstance(change, SetSysctl) and change.along
+    }
+    assert along == {
+        "net/ipv4/ip_forward": (
+            ("net/ipv4/conf/eth1/forwarding", "1"),
+            ("net/ipv4/conf/all/accept_redirects", "0"),
+        ),
+        "net/ipv6/conf/all/forwarding": (("net/ipv6/conf/eth0/forwarding", "1"),),
+    }
+
+
+def test_routes_only_where_nothing_but_the_default_leads_to_the_backends() -> None:
+    def routes(*present: str, **network: Any) -> list[str]:
+        found = plan(config(private_addresses=[], **network), host(routes=present), 0, 1)
+        return [command for command in commands(found) if "route" in command]
+
+    assert routes() == ["ip route add 10.0.0.0/24 dev eth1", "ip route add fd00::/64 dev eth1"]
+    assert routes("0.0.0.0/0", "10.0.0.0/25", "::/0") == routes()
+    assert routes("10.0.0.0/8", "fd00::/8") == []
+    assert routes(backend_networks=[]) == [
+        "ip route add 10.0.0.1/32 dev eth1",
+        "ip route add fd00::1/128 dev eth1",
+    ]
+    assert routes(private_interface=None) == []
+
+
+def test_a_backend_outside_of_the_networks_stands_for_itself() -> None:
+    found = plan(config({"backends": [{"address": "10.9.0.1"}, {"address": "10.0.0.1"}]}), host(), 0, 1)
+    assert "ip route add 10.9.0.1/32 dev eth1" in commands(found)
+    assert "-s 10.9.0.1/32 -j NFQUEUE --queue-num 0" in rules(found, 4, "LOADED-POSTROUTING")
+
+
+def test_a_backend_on_the_balancer_itself_is_queued() -> None:
+    found = plan(config({"backends": [{"address": "10.0.0.254"}]}), host(), 0, 1)
+    assert "-s 10.0.0.254 -j RETURN" not in rules(found, 4, "LOADED-POSTROUTING")
+
+
+def test_one_interface_for_both_sides() -> None:
+    found = plan(
+        config({"vips": ["192.0.2.10/24"]}, private_interface="eth0", public_addresses=["192.0.2.2/24"]),
+        host(links={"eth0": Link(False, 1_500)}, addresses=()),
+        0,
+        1,
+    )
+    assert commands(found) == [
+        "ip link set dev eth0 up",
+        "sysctl -w net.ipv4.ip_forward=1",
+        "sysctl -w net.ipv4.conf.all.send_redirects=0",
+        "sysctl -w net.ipv4.conf.eth0.send_redirects=0",
+        "ip address add 10.0.0.254/24 dev eth0",
+        "ip address add fd00::ff/64 dev eth0 nodad",
+        "ip address add 192.0.2.2/24 dev eth0",
+        "ip address add 192.0.2.10/24 dev eth0",
+    ]
+
+
+def test_an_address_twice_in_the_configuration_is_added_once() -> None:
+    service = {"backends": [{"address": "10.0.0.1"}], "vips": ["192.0.2.10"]}
+    twice = Config.model_validate(
+        {
+            "services": [
+                {"name": name, "listen": [f"tcp/{port}"], **service} for name, port in (("a", 1), ("b", 2))
+            ],
+            "network": {"public_interface": "eth0"},
+        }
+    )
+    found = plan(twice, host(), 0, 1)
+    assert [command for command in commands(found) if "address" in command] == [
+        "ip address add 192.0.2.10/32 dev eth0"
+    ]
+
+
+def test_without_interfaces_addresses_are_left_alone_and_the_plan_says_so() -> None:
+    found = plan(config(public_interface=None, private_interface=None), host(), 0, 1)
+    assert not any(isinstance(change, AddAddress) for change in found.changes)
+    assert any("no network.public_interface" in note for note in found.notes)
+    assert any("network.private_addresses are put nowhere" in note for note in found.notes)
+    assert "sysctl -w net.ipv4.conf.eth1.send_redirects=0" in commands(found)
+
+
+def test_masquerading_behind_nothing_but_vips_is_pointed_out() -> None:
+    found = plan(config(), host(addresses=(("eth0", "192.0.2.10/24"), ("eth0", "fe80::1/64"))), 0, 1)
+    assert next(note for note in found.notes if "has only VIPs" in note).startswith(
+        "eth0 has only VIPs as IPv4"
+    )
+    assert len(found.notes) == 2
+    assert (
+        plan(config(public_addresses=["192.0.2.1/24", "2001:db8::1/64"]), host(addresses=()), 0, 1).notes
+        == ()
+    )
+
+
+def test_broadcast_belongs_to_the_private_address() -> None:
+    found = plan(config(broadcast="10.0.0.255"), host(), 0, 1)
+    assert "ip address add 10.0.0.254/24 broadcast 10.0.0.255 dev eth1" in commands(found)
+    assert "sysctl -w net.ipv4.icmp_echo_ignore_broadcasts=0" in commands(found)
+    elsewhere = plan(config(broadcast="10.7.0.255"), host(), 0, 1)
+    assert any("10.7.0.255" in note for note in elsewhere.notes)
+
+
+def test_segments_are_clamped_only_where_packets_do_not_fit_a_message() -> None:
+    def clamps(mtu: int, family: int) -> list[str]:
+        found = plan(config(), host(links={"eth1": Link(True, mtu)}), 0, 1)
+        return [rule for rule in rules(found, family, "LOADED-POSTROUTING") if "TCPMSS" in rule]
+
+    match = "-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss"
+    assert clamps(65_531, 4) == []
+    assert clamps(65_535, 4) == [f"{way} 10.0.0.0/24 {match} 65488" for way in ("-s", "-d")]
+    assert clamps(65_535, 6) == [f"{way} fd00::/64 {match} 65468" for way in ("-s", "-d")]
+
+
+@pytest.mark.parametrize("key", ["public_interface", "private_interface"])
+def test_an_interface_that_does_not_exist_is_named_by_its_key(key: str) -> None:
+    with pytest.raises(NetworkError, match=f"network.{key}: .*'eth9'.*eth0, eth1, lo"):
+        plan(config(**{key: "eth9"}), host(), 0, 1)
+
+
+def test_names_of_interfaces_with_a_dot() -> None:
+    before = host(links={"eth0.7": Link(True, 1_500)}, **{"net/ipv4/conf/eth0.7/send_redirects": "1"})
+    found = plan(config(private_interface="eth0.7"), before, 0, 1)
+    assert "sysctl -w net.ipv4.conf.eth0/7.send_redirects=0" in commands(found)
+
+
+def test_planning_again_without_what_was_done_gives_the_same_plan() -> None:
+    before = host(links={"eth1": Link(False, 1_500)}, routes=("10.5.0.0/16",))
+    wanted = config(backend_networks=["10.0.0.0/24", "10.7.0.0/24", "fd00::/64"])
+    first = plan(wanted, before, 0, 2)
+    after = host(
+        addresses=(
+            *(("eth0", "192.0.2.1/24"), ("eth0", "2001:db8::1/64")),
+            *((each.link, str(each.address)) for each in first.changes if isinstance(each, AddAddress)),
+        ),
+        routes=("10.5.0.0/16", "10.7.0.0/24"),
+        **{each.path: each.value for each in first.changes if isinstance(each, SetSysctl)},
+        **{f"net/ipv4/conf/{name}/forwarding": "1" for name in ("all", "default", "eth0", "eth1")},
+        **{f"net/ipv6/conf/{name}/forwarding": "1" for name in ("default", "eth0", "eth1")},
+    )
+    assert commands(plan(wanted, after, 0, 2)) == []
+    assert plan(wanted, without(after, first.changes), 0, 2) == first
+
+
+def test_a_chain_is_text_for_iptables_restore() -> None:
+    chain = AddChain(
+        family=6, table="raw", hook="PREROUTING", name="LOADED-PREROUTING", rules=("-d ::1 -j DROP",), why="-"
+    )
+    assert chain.text(jump=False) == (
+        "*raw\n:LOADED-PREROUTING - [0:0]\n-A LOADED-PREROUTING -d ::1 -j DROP\nCOMMIT\n"
+    )
+    assert chain.command.startswith("ip6tables-restore --noflush <<END\n*raw\n")
+    assert "-I PREROUTING 1 -j LOADED-PREROUTING\nCOMMIT\nEND" in chain.command

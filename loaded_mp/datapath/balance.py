@@ -11,6 +11,7 @@ from loaded_mp.flows.siphash import siphash
 from loaded_mp.flows.table import FlowTable, find, flow_hash, insert, replace, touch, value_of
 from loaded_mp.memory.shared import NEW_FLOWS, TO_BACKEND_PACKETS, TO_CLIENT_PACKETS
 from loaded_mp.memory.snapshot import (
+    MAX_BACKENDS,
     SERVICE_OTHER_IDLE_S,
     SERVICE_SLOTS,
     SERVICE_SLOTS_AT,
@@ -87,6 +88,15 @@ def _idle_s(snapshot: Snapshot, service: int, protocol: int) -> int:
 
 
 @compiled
+def _serves(snapshot: Snapshot, backend: int, service: int) -> bool:
+    """Whether a value from the flow table is a backend of a service.
+
+    It may be that of a backend which was taken away or, as two flows may have one fingerprint, of a VIP.
+    """
+    return backend < MAX_BACKENDS and bool(snapshot.backend_services[backend] == service)
+
+
+@compiled
 def _backend_for(
     snapshot: Snapshot, shared: Shared, service: int, high: np.uint64, low: np.uint64, now_s: int, idle_s: int
 ) -> int:
@@ -96,7 +106,7 @@ def _backend_for(
         entry, word = find(shared.table, flow)
         if entry >= 0:
             backend = value_of(word)
-            if snapshot.backend_flags[backend] & USABLE and snapshot.backend_services[backend] == service:
+            if _serves(snapshot, backend, service) and snapshot.backend_flags[backend] & USABLE:
                 if touch(shared.table, entry, word, now_s, now_s + idle_s):
                     return backend
                 continue
@@ -225,9 +235,9 @@ def _error_to_backend(
         return _NO_SERVICE
     client = read_address(packet, destination_at(version, at), version)
     entry, word = find(shared.table, flow_hash(shared.table, service, client[0], client[1]))
-    if entry < 0:
-        return _NO_FLOW
     backend = value_of(word)
+    if entry < 0 or not _serves(snapshot, backend, service):
+        return _NO_FLOW
     address = snapshot.backend_bytes[backend, : address_length(version)]
     set_quoted_source(packet, header, quote, at, address)
     set_destination(packet, header, start, address)
@@ -248,6 +258,7 @@ def _flow_of_reply(
 ) -> tuple[int, int]:
     """Backend id and VIP id of the flow client<->host that a packet belongs to, or (-1, -1)."""
     first = int(np.int64(snapshot.host_backends[host, 0]))
+    port = NO_PORT if header.kind == KIND_FRAGMENT else service_port
     if snapshot.backend_flags[snapshot.members[first]] & SHARED:
         address = snapshot.hosts[host, 0], snapshot.hosts[host, 1]
         flow = _reply_flow(shared.table, header.protocol, client_port, service_port, client, address)
@@ -257,7 +268,7 @@ def _flow_of_reply(
             if vip < 0:
                 return -1, -1
             row = int(np.int64(snapshot.vip_rows[vip]))
-            service = service_of(snapshot, row, header.protocol, service_port) if row >= 0 else -1
+            service = service_of(snapshot, row, header.protocol, port) if row >= 0 else -1
             backend = member_of(snapshot, host, service)
             if backend >= 0:
                 return backend, vip
@@ -268,7 +279,6 @@ def _flow_of_reply(
         backend = int(np.int64(snapshot.members[row]))
         service = int(np.int64(snapshot.backend_services[backend]))
         vip = int(np.int64(snapshot.backend_vips[backend]))
-        port = NO_PORT if header.kind == KIND_FRAGMENT else service_port
         if service_of(snapshot, int(np.int64(snapshot.vip_rows[vip])), header.protocol, port) != service:
             continue
         entry, word = find(shared.table, flow_hash(shared.table, service, client[0], client[1]))

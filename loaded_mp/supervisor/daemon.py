@@ -1,0 +1,180 @@
+"""The supervisor's life: start everything in order, react, stop everything in reverse order."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from loaded_mp.config.errors import ConfigError
+from loaded_mp.config.model import Config
+from loaded_mp.datapath.loop import give_back, new_batch, serve
+from loaded_mp.datapath.queue import Queue
+from loaded_mp.log import event
+from loaded_mp.memory.shared import SharedMemory, memory_bytes, new_shared_memory
+from loaded_mp.network import host
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.status import Status
+from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.children import Children, end_orphans
+from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.report import Report
+from loaded_mp.supervisor.snapshots import TooLargeError
+from loaded_mp.supervisor.sweep import Sweeper
+
+log = logging.getLogger(__name__)
+
+#: What only a restart can change, as it sizes or places what runs already.
+_FIXED = ("workers", "first_queue", "first_core", "last_core", "queue_length", "flows", "user", "metrics_listen")
+
+
+def worker_count(config: Config) -> int:
+    """How many workers a configuration asks for; by default one for each core that we may use."""
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+def cores_of(config: Config) -> list[int | None]:
+    """The core of each worker, in turn from first_core to last_core; None where there is no such core."""
+    workers = worker_count(config)
+    if config.first_core is None:
+        return [None] * workers
+    last = config.last_core if config.last_core is not None else config.first_core + workers - 1
+    wanted = [config.first_core + number % (last - config.first_core + 1) for number in range(workers)]
+    available = os.sched_getaffinity(0)
+    missing = sorted(set(wanted) - available)
+    if missing:
+        log.warning(event("cores-missing", cores=",".join(map(str, missing)), effect="not pinned there"))
+    return [core if core in available else None for core in wanted]
+
+
+def compile_loop(memory: SharedMemory) -> float:
+    """Have the loop as machine code, from the cache or anew; returns the seconds that it took."""
+    started = time.monotonic()
+    with socket.socket() as not_a_queue:
+        batch = new_batch()
+        serve(not_a_queue.fileno(), 0, batch, memory, 0, False)
+        give_back(not_a_queue.fileno(), 0, batch, 0)
+    return time.monotonic() - started
+
+
+class Daemon:
+    """One supervisor with its workers. Raises what makes a start impossible, before anything was changed."""
+
+    def __init__(self, config: Config, load: Callable[[], Config], network_setup: bool) -> None:
+        """`load` reads the configuration again for a reload; it raises ConfigError."""
+        self.config = config
+        self._load = load
+        self._network_setup = network_setup
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._changed = asyncio.Event()
+        workers = worker_count(config)
+        self.memory = new_shared_memory(config.flows, workers)
+        self.publisher = Publisher(self.memory)
+        self.backends = Backends(self.memory, config)
+        self.sweeper = Sweeper(self.memory.table)
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT."""
+        config, workers = self.config, worker_count(self.config)
+        memory_mib = memory_bytes(config.flows, workers) / (1 << 20)
+        log.info(event("starting", workers=workers, flows=config.flows, memory_mib=f"{memory_mib:.0f}"))
+        async with contextlib.AsyncExitStack() as stack:
+            if orphans := end_orphans():
+                log.warning(event("orphans-ended", workers=orphans))
+            if host.left_over():
+                log.warning(event("leftovers-removed"))
+                host.take_down()
+            queues = []
+            for number in range(config.first_queue, config.first_queue + workers):
+                queues.append(Queue(number, config.queue_length))
+                stack.callback(queues[-1].close)
+            await self.publisher.publish(self.backends.fill)
+            log.info(event("loading-machine-code", hint="the first start compiles, which takes a while"))
+            log.info(event("machine-code-ready", seconds=f"{compile_loop(self.memory):.2f}"))
+            children = Children(self.memory, queues, cores_of(config), config.user)
+            self._handle_signals(children)
+            stack.push_async_callback(children.stop)
+            await children.start()
+            if self._network_setup:
+                host.set_up(config, config.first_queue, workers)
+                stack.callback(host.take_down)
+            report = Report(self.memory, self.backends, children, self.sweeper, self.publisher)
+            self._status = lambda: report.status(self.config)
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(work)
+                    for work in (children.watch(), self.sweeper.run(), self._publish_changes(), self._reloads())
+                ]
+                log.info(event("ready", workers=workers, services=len(config.services)))
+                await self._stop.wait()
+                log.info(event("stopping"))
+                for task in running:
+                    task.cancel()
+        log.info(event("stopped"))
+
+    def status(self) -> Status:
+        """What /metrics and the control socket tell."""
+        return self._status()
+
+    def _handle_signals(self, children: Children) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGCHLD, children.reap)
+
+    async def _publish_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self.publisher.publish(self.backends.fill)
+
+    async def _reloads(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            await self.reload()
+
+    async def reload(self) -> list[str]:
+        """Take over a changed configuration; what is wrong with it, or nothing. Then the old one stays."""
+        try:
+            config = self._load()
+        except ConfigError as error:
+            return self._refused([str(mistake) for mistake in error.mistakes])
+        fixed = {key: getattr(self.config, key) for key in _FIXED}
+        changed = [key for key in _FIXED if getattr(config, key) != fixed[key]]
+        if changed:
+            log.warning(event("restart-needed", keys=",".join(changed), effect="these keep their values"))
+        config = config.model_copy(update=fixed)
+        try:
+            await self._run_with(config)
+        except (TooLargeError, NetworkError) as error:
+            await self._run_with(self.config)
+            return self._refused([str(error)])
+        self.config = config
+        log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))
+        await self._release_removed()
+        return []
+
+    async def _run_with(self, config: Config) -> None:
+        self.backends.configure(config)
+        await self.publisher.publish(self.backends.fill)
+        if self._network_setup:
+            host.change(config, config.first_queue, worker_count(config))
+
+    def _refused(self, mistakes: list[str]) -> list[str]:
+        for mistake in mistakes:
+            log.error(event("reload-refused", mistake=mistake, effect="the old configuration stays"))
+        return mistakes
+
+    async def _release_removed(self) -> None:
+        removed = self.backends.removed()
+        if removed:
+            await self.publisher.stamped()
+        for number in removed:
+            await self.sweeper.forget(number)
+            self.backends.release(number)

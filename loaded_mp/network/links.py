@@ -4,6 +4,7 @@ import errno
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import ip_interface, ip_network
 from typing import Any, TypeVar
 
@@ -99,7 +100,12 @@ def _change(ip: Any, change: SetLinkUp | AddAddress | AddRoute, command: str) ->
     if isinstance(change, SetLinkUp):
         ip.link("set", index=index, state="up" if command == "add" else "down")
     elif isinstance(change, AddAddress):
+        others = _routes_of_others(ip, index) if command == "del" else []
         _change_address(ip, change, command, index)
+        for route in others:
+            # Still there, or its gateway went with the address.
+            with suppress(NetlinkError):
+                ip.route("add", **route)
     else:
         scope = {"scope": _RT_SCOPE_LINK} if change.network.version == 4 else {}
         ip.route(command, dst=str(change.network), oif=index, proto=_RTPROT_BOOT, **scope)
@@ -121,6 +127,24 @@ def _change_address(ip: Any, change: AddAddress, command: str, index: int) -> No
         prefixlen=change.address.network.prefixlen,
         **extra,
     )
+
+
+def _routes_of_others(ip: Any, index: int) -> list[dict[str, Any]]:
+    """IPv4 routes over an interface: they go with its last address (fib_disable_ip in the kernel)."""
+    routes = []
+    for each in ip.get_routes(family=socket.AF_INET, table=_RT_TABLE_MAIN):
+        if each.get_attr("RTA_OIF") != index or each["proto"] == _RTPROT_KERNEL:
+            continue
+        route = {key: each[key] for key in ("scope", "proto", "type", "tos")}
+        for key in ("gateway", "prefsrc", "priority"):
+            if value := each.get_attr(f"RTA_{key.upper()}"):
+                route[key] = value
+        if metrics := each.get_attr("RTA_METRICS"):
+            route["metrics"] = {name[5:].lower(): value for name, value in metrics["attrs"]}
+        routes.append(
+            route | {"dst": f"{each.get_attr('RTA_DST') or '0.0.0.0'}/{each['dst_len']}", "oif": index}
+        )
+    return routes
 
 
 def _advice(change: SetLinkUp | AddAddress | AddRoute, code: int) -> str:

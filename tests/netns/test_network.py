@@ -191,6 +191,14 @@ def test_set_up_and_take_down_leave_the_host_as_it_was(balancer: Balancer) -> No
     assert balancer.everything() == before
 
 
+def test_a_vip_is_never_the_source_of_what_the_host_or_a_backend_starts(balancer: Balancer) -> None:
+    """Not even for a neighbour of the VIP; MASQUERADE chooses as the kernel's routing does."""
+    balancer.done("set_up(config, 0, 4)")
+    assert "src 192.0.2.1 " in balancer.ip("route get 192.0.2.11")
+    assert "src 2001:db8::1 " in balancer.ip("route get 2001:db8::11")
+    balancer.done("take_down()")
+
+
 def test_setting_up_what_the_plan_printed_by_hand_gives_the_same(balancer: Balancer) -> None:
     """Every printed command is a real one and does what the plan does."""
     script = balancer.done("print(*(each.command for each in planned(config, 0, 4).changes), sep='\\n')")

@@ -1,0 +1,20 @@
+"""loaded-mp cleanup: take back what a daemon that crashed left on this host."""
+
+import click
+
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.network.host import left_over, take_down
+
+
+@click.command("cleanup")
+def command() -> None:
+    """Take back what a daemon that crashed left on this host.
+
+    The next start does the same. Do not use it while loaded-mp runs: its rules would go, too.
+    """
+    try:
+        found = left_over()
+        take_down()
+    except NetworkError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("Everything is as it was before loaded-mp." if found else "Nothing was left over.")

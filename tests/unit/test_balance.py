@@ -363,6 +363,31 @@ def test_a_reply_from_a_shared_backend_comes_from_the_right_vip(version: int) ->
 
 
 @both
+def test_connections_to_a_shared_backend_are_told_apart(version: int) -> None:
+    """By protocol, and the last VIP counts where a client uses a port again."""
+    backend, client = BACKENDS[version][0], CLIENT[version]
+    world = World(service("web", [VIP[version], VIP2[version]], {backend: 1}))
+    for layer, vip in ((TCP, VIP), (UDP, VIP2)):
+        world.backend_of(ip(version, client, vip[version]) / layer(sport=1000, dport=53))
+    for layer, vip in ((TCP, VIP), (UDP, VIP2)):
+        reply = ip(version, backend, client) / layer(sport=53, dport=1000)
+        assert world.reply(reply) == (Reason.OK, with_addresses(reply, source=vip[version]))
+    world.backend_of(ip(version, client, VIP2[version]) / TCP(sport=1000, dport=53))
+    reply = ip(version, backend, client) / TCP(sport=53, dport=1000)
+    assert world.reply(reply) == (Reason.OK, with_addresses(reply, source=VIP2[version]))
+
+
+@both
+def test_a_flow_lives_as_long_as_its_protocol_says(version: int) -> None:
+    world = World(web(tcp_idle_s=900, udp_idle_s=300, other_idle_s=60))
+    for layer, idle_s in ((echo(version, 1), 60), (UDP(), 300), (TCP(), 900)):
+        world.now_s += 1
+        world.request(ip(version, CLIENT[version], VIP[version]) / layer)
+        assert world.shared.table.deadlines_s.max() == world.now_s + idle_s
+    assert world.flows() == 1
+
+
+@both
 def test_one_service_with_two_vips(version: int) -> None:
     backend, client = BACKENDS[version][0], CLIENT[version]
     world = World(service("web", [VIP[version], VIP2[version]], {backend: 1}))
@@ -423,7 +448,7 @@ def quote_of(version: int, source: str, destination: str, layer: Any, cut: int) 
 def test_errors_follow_their_flow(
     version: int, shared: bool, cut: int, kind: str, name: str, client_port: int
 ) -> None:
-    services = [web()]
+    services = [web(listen=["tcp/80", "udp/80", "icmp"])]
     if shared:
         services.append(service("mail", [VIP2[4], VIP2[6]], dict.fromkeys(ALL, 1)))
     world = World(*services)
@@ -452,13 +477,22 @@ def test_errors_without_a_flow_are_untouched(version: int) -> None:
     layer = TCP(sport=80, dport=1000)
     about_vip = error(version, router, vip, quote_of(version, vip, client, layer, 20), "mtu")
     assert world.request(about_vip)[0] == Reason.NO_FLOW
-    about_others = error(version, router, vip, quote_of(version, router, client, layer, 20), "mtu")
-    assert world.request(about_others)[0] == Reason.NO_FLOW
     about_backend = error(version, router, client, quote_of(version, client, backend, layer, 20), "mtu")
     assert world.reply(about_backend)[0] == Reason.NO_FLOW
     assert world.request(error(version, router, vip, b"\0" * 40, "mtu"))[0] == Reason.BAD_QUOTE
     assert world.reply(error(version, router, client, b"\0" * 40, "mtu"))[0] == Reason.BAD_QUOTE
     assert world.flows() == 0
+
+
+@both
+def test_an_error_must_be_about_the_vip_that_it_is_sent_to(version: int) -> None:
+    world = World(service("web", [VIP[version], VIP2[version]], dict.fromkeys(BACKENDS[version], 1)))
+    client, vip, router = CLIENT[version], VIP[version], ROUTER[version]
+    world.backend_of(ip(version, client, vip) / TCP(sport=1000, dport=80))
+    layer = TCP(sport=80, dport=1000)
+    for source, reason in ((vip, Reason.OK), (VIP2[version], Reason.NO_FLOW), (router, Reason.NO_FLOW)):
+        quote = quote_of(version, source, client, layer, 20)
+        assert world.request(error(version, router, vip, quote, "mtu"))[0] == reason
 
 
 @both

@@ -55,6 +55,17 @@ class Plan:
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
 
+    def script(self) -> str:
+        """The plan as a shell script; the changes stand below the reason for them."""
+        lines = [f"# Note: {note}" for note in self.notes]
+        why = ""
+        for change in self.changes:
+            if change.why != why:
+                why = change.why
+                lines += ["", f"# {why}"]
+            lines.append(change.command)
+        return "\n".join(lines).strip() or "# Nothing has to be changed."
+
 
 def plan(config: Config, host: Host, first_queue: int, workers: int) -> Plan:
     """The changes that `host` needs for `config`.

@@ -201,7 +201,7 @@ def test_a_vip_is_never_the_source_of_what_the_host_or_a_backend_starts(balancer
 
 def test_setting_up_what_the_plan_printed_by_hand_gives_the_same(balancer: Balancer) -> None:
     """Every printed command is a real one and does what the plan does."""
-    script = balancer.done("print(*(each.command for each in planned(config, 0, 4).changes), sep='\\n')")
+    script = balancer.done("print(planned(config, 0, 4).script())")
     balancer.done("set_up(config, 0, 4)")
     by_us = balancer.everything()
     balancer.done("take_down()")

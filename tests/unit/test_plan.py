@@ -408,3 +408,13 @@ def test_a_chain_is_text_for_iptables_restore() -> None:
     )
     assert chain.command.startswith("ip6tables-restore --noflush <<END\n*raw\n")
     assert "-I PREROUTING 1 -j LOADED-PREROUTING\nCOMMIT\nEND" in chain.command
+
+
+def test_the_printed_plan_is_a_script_with_reasons() -> None:
+    found = plan(config(public_interface=None), host(), 0, 1)
+    lines = found.script().splitlines()
+    assert lines[0].startswith("# Note: no network.public_interface")
+    at = lines.index("# packets go on to the backends and back")
+    assert lines[at + 1] == "sysctl -w net.ipv4.ip_forward=1"
+    assert all(change.command in found.script() for change in found.changes)
+    assert Plan((), ()).script() == "# Nothing has to be changed."

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Config
+from loaded_mp.control.server import control_socket, serve_control, serve_metrics
 from loaded_mp.datapath.loop import give_back, new_batch, serve
 from loaded_mp.datapath.queue import Queue
 from loaded_mp.log import event
@@ -28,7 +29,16 @@ from loaded_mp.supervisor.sweep import Sweeper
 log = logging.getLogger(__name__)
 
 #: What only a restart can change, as it sizes or places what runs already.
-_FIXED = ("workers", "first_queue", "first_core", "last_core", "queue_length", "flows", "user", "metrics_listen")
+_FIXED = (
+    "workers",
+    "first_queue",
+    "first_core",
+    "last_core",
+    "queue_length",
+    "flows",
+    "user",
+    "metrics_listen",
+)
 
 
 def worker_count(config: Config) -> int:
@@ -83,6 +93,7 @@ class Daemon:
         memory_mib = memory_bytes(config.flows, workers) / (1 << 20)
         log.info(event("starting", workers=workers, flows=config.flows, memory_mib=f"{memory_mib:.0f}"))
         async with contextlib.AsyncExitStack() as stack:
+            control = stack.enter_context(control_socket())
             if orphans := end_orphans():
                 log.warning(event("orphans-ended", workers=orphans))
             if host.left_over():
@@ -103,11 +114,22 @@ class Daemon:
                 host.set_up(config, config.first_queue, workers)
                 stack.callback(host.take_down)
             report = Report(self.memory, self.backends, children, self.sweeper, self.publisher)
-            self._status = lambda: report.status(self.config)
+
+            def status() -> Status:
+                return report.status(self.config)
+
+            await stack.enter_async_context(serve_control(control, status, self.reload))
+            if config.metrics_listen:
+                await stack.enter_async_context(serve_metrics(config.metrics_listen, status))
             async with asyncio.TaskGroup() as tasks:
                 running = [
                     tasks.create_task(work)
-                    for work in (children.watch(), self.sweeper.run(), self._publish_changes(), self._reloads())
+                    for work in (
+                        children.watch(),
+                        self.sweeper.run(),
+                        self._publish_changes(),
+                        self._reloads(),
+                    )
                 ]
                 log.info(event("ready", workers=workers, services=len(config.services)))
                 await self._stop.wait()
@@ -115,10 +137,6 @@ class Daemon:
                 for task in running:
                     task.cancel()
         log.info(event("stopped"))
-
-    def status(self) -> Status:
-        """What /metrics and the control socket tell."""
-        return self._status()
 
     def _handle_signals(self, children: Children) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,31 @@
+"""Running the daemon in the foreground."""
+
+import asyncio
+import logging
+
+from loaded_mp.config.model import Config
+from loaded_mp.config.source import Source
+from loaded_mp.control.server import AlreadyRunningError
+from loaded_mp.datapath.queue import QueueError
+from loaded_mp.log import event, start_log
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.supervisor.children import StartError
+from loaded_mp.supervisor.daemon import Daemon
+from loaded_mp.supervisor.snapshots import TooLargeError
+
+log = logging.getLogger(__name__)
+
+
+def run(source: Source, config: Config, *, network_setup: bool, debug: bool) -> int:
+    """Run until SIGTERM or SIGINT; the exit status: 0, or 1 if the start failed."""
+    start_log("debug" if debug else config.log_level)
+
+    async def whole_life() -> None:
+        await Daemon(config, source.load, network_setup).run()
+
+    try:
+        asyncio.run(whole_life())
+    except (AlreadyRunningError, QueueError, NetworkError, StartError, TooLargeError, OSError) as error:
+        log.error(event("start-failed", cause=str(error)))
+        return 1
+    return 0

@@ -26,6 +26,9 @@ class Backends:
         for number in self._ids.backends.held() - self._known:
             self.up[number] = True
             self._memory.traffic[:, number] = 0
+        for part in self.parts:
+            if part.service.check is None:
+                self.up[list(part.backends)] = True
         self._known = self._ids.backends.held()
 
     def removed(self) -> set[int]:

@@ -14,6 +14,7 @@ from loaded_mp.config.model import Config
 from loaded_mp.control.server import control_socket, serve_control, serve_metrics
 from loaded_mp.datapath.loop import give_back, new_batch, serve
 from loaded_mp.datapath.queue import Queue
+from loaded_mp.health.checker import Checker, Transition
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory, memory_bytes, new_shared_memory
 from loaded_mp.network import host
@@ -70,6 +71,14 @@ def compile_loop(memory: SharedMemory) -> float:
     return time.monotonic() - started
 
 
+def _tell_systemd(state: str) -> None:
+    """sd_notify(3), for units of Type=notify."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.sendto(state.encode(), address.replace("@", "\0", 1))
+
+
 class Daemon:
     """One supervisor with its workers. Raises what makes a start impossible, before anything was changed."""
 
@@ -86,6 +95,7 @@ class Daemon:
         self.publisher = Publisher(self.memory)
         self.backends = Backends(self.memory, config)
         self.sweeper = Sweeper(self.memory.table)
+        self.checker = Checker(self.backends.checks(), self._checked)
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
@@ -131,8 +141,10 @@ class Daemon:
                         self._reloads(),
                     )
                 ]
+                _tell_systemd("READY=1")
                 log.info(event("ready", workers=workers, services=len(config.services)))
                 await self._stop.wait()
+                _tell_systemd("STOPPING=1")
                 log.info(event("stopping"))
                 for task in running:
                     task.cancel()
@@ -144,6 +156,19 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         loop.add_signal_handler(signal.SIGCHLD, children.reap)
+
+    def _checked(self, transition: Transition) -> None:
+        self.backends.up[transition.backend] = transition.up
+        service, backend = self.backends.name(transition.backend)
+        log.warning(
+            event(
+                "backend-up" if transition.up else "backend-down",
+                service=service,
+                backend=backend,
+                cause=transition.cause,
+            )
+        )
+        self._changed.set()
 
     async def _publish_changes(self) -> None:
         while True:
@@ -174,6 +199,7 @@ class Daemon:
             await self._run_with(self.config)
             return self._refused([str(error)])
         self.config = config
+        self.checker.update(self.backends.checks())
         log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))
         await self._release_removed()
         return []

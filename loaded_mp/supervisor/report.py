@@ -31,7 +31,12 @@ class Report:
     """Reads the daemon's state when asked."""
 
     def __init__(
-        self, memory: SharedMemory, backends: Backends, children: Children, sweeper: Sweeper, publisher: Publisher
+        self,
+        memory: SharedMemory,
+        backends: Backends,
+        children: Children,
+        sweeper: Sweeper,
+        publisher: Publisher,
     ) -> None:
         self._memory = memory
         self._backends = backends
@@ -64,7 +69,9 @@ class Report:
                 )
                 for service in config.services
             ),
-            workers=tuple(self._worker(child, queues.get(child.queue.number)) for child in self._children.children),
+            workers=tuple(
+                self._worker(child, queues.get(child.queue.number)) for child in self._children.children
+            ),
             flow_table=FlowTableStatus(
                 capacity=config.flows,
                 used=self._sweeper.used,

@@ -6,22 +6,21 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Config
 from loaded_mp.control.server import control_socket, serve_control, serve_metrics
-from loaded_mp.datapath.loop import give_back, new_batch, serve
 from loaded_mp.datapath.queue import Queue
 from loaded_mp.health.checker import Checker, Transition
 from loaded_mp.log import event
-from loaded_mp.memory.shared import SharedMemory, memory_bytes, new_shared_memory
+from loaded_mp.memory.shared import memory_bytes, new_shared_memory
 from loaded_mp.network import host
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.status import Status
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Children, end_orphans
+from loaded_mp.supervisor.machine_code import load_machine_code
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.report import Report
 from loaded_mp.supervisor.snapshots import TooLargeError
@@ -40,6 +39,10 @@ _FIXED = (
     "user",
     "metrics_listen",
 )
+
+
+#: Machine code that took longer did not come from the cache on disk.
+_FROM_CACHE_S = 0.5
 
 
 def worker_count(config: Config) -> int:
@@ -61,14 +64,9 @@ def cores_of(config: Config) -> list[int | None]:
     return [core if core in available else None for core in wanted]
 
 
-def compile_loop(memory: SharedMemory) -> float:
-    """Have the loop as machine code, from the cache or anew; returns the seconds that it took."""
-    started = time.monotonic()
-    with socket.socket() as not_a_queue:
-        batch = new_batch()
-        serve(not_a_queue.fileno(), 0, batch, memory, 0, False)
-        give_back(not_a_queue.fileno(), 0, batch, 0)
-    return time.monotonic() - started
+def _say_step(name: str, seconds: float) -> None:
+    compiled = seconds > _FROM_CACHE_S
+    log.log(logging.INFO if compiled else logging.DEBUG, event("machine-code", part=name, s=f"{seconds:.2f}"))
 
 
 def _tell_systemd(state: str) -> None:
@@ -114,8 +112,7 @@ class Daemon:
                 queues.append(Queue(number, config.queue_length))
                 stack.callback(queues[-1].close)
             await self.publisher.publish(self.backends.fill)
-            log.info(event("loading-machine-code", hint="the first start compiles, which takes a while"))
-            log.info(event("machine-code-ready", seconds=f"{compile_loop(self.memory):.2f}"))
+            load_machine_code(self.memory, _say_step)
             children = Children(self.memory, queues, cores_of(config), config.user)
             self._handle_signals(children)
             stack.push_async_callback(children.stop)

@@ -1,0 +1,349 @@
+"""loaded-mp check: whether this machine can do what a start needs, and what to do where it cannot.
+
+Queues and rules are really tried: in a network namespace of their own that ends with the trial.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import pwd
+import re
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.text import Text
+
+from loaded_mp.cli.options import DEFAULT_FILE, configuration_options
+from loaded_mp.config.model import Config
+from loaded_mp.datapath.queue import Queue, QueueError
+from loaded_mp.memory.shared import memory_bytes
+from loaded_mp.network import iptables, sysctls
+from loaded_mp.network.changes import AddChain
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.network.plan import Host, Link, plan
+from loaded_mp.supervisor.daemon import worker_count
+
+_PROC = Path("/proc")
+#: The limit of a container (cgroup v2).
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+#: NFQA_CFG_F_GSO, without which long packets arrive in pieces.
+_OLDEST_KERNEL = (3, 10)
+_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+#: include/uapi/linux/capability.h: bit and what it is needed for.
+_CAPABILITIES = {
+    "CAP_NET_ADMIN": (12, "rules, addresses, verdicts"),
+    "CAP_SETUID": (7, "workers become another user"),
+    "CAP_SETGID": (6, "workers become another user"),
+    "CAP_SYS_CHROOT": (18, "workers lock themselves in"),
+    "CAP_KILL": (5, "ending workers, which are another user"),
+}
+#: Descriptors that checks, workers and connections to the daemon take together.
+_DESCRIPTORS = 512
+_TRIAL_TIMEOUT_S = 120
+_COMMAND_TIMEOUT_S = 30
+_MIB = 1 << 20
+_STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
+_SAMPLE = Config.model_validate(
+    {
+        "services": [
+            {
+                "name": "trial",
+                "vips": ["192.0.2.1", "2001:db8::1"],
+                "backends": [{"address": "10.0.0.1"}, {"address": "fd00::1"}],
+            }
+        ]
+    }
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the answer."""
+
+    level: Literal["ok", "warning", "fail"]
+    what: str
+    text: str
+    todo: str = ""
+
+
+def _verdict(fine: bool, what: str, text: str, todo: str) -> Finding:
+    return Finding("ok", what, text) if fine else Finding("fail", what, text, todo)
+
+
+def findings(config: Config | None) -> Iterator[Finding]:
+    """Everything there is to say about this machine, about any configuration or a given one."""
+    wanted = config or _SAMPLE
+    yield _kernel()
+    capable = _capabilities()
+    yield capable
+    yield _user(wanted.user)
+    yield from _iptables()
+    yield _queue_numbers(wanted)
+    if capable.level == "ok":
+        yield from _tried(wanted)
+    else:
+        yield Finding("warning", "trial", "queues and rules were not tried", "run this command as root")
+    yield from _forwarding()
+    yield from _reverse_path()
+    yield from _connections()
+    yield _memory(wanted)
+    yield _descriptors()
+    if config:
+        yield from _interfaces(config)
+
+
+def _kernel() -> Finding:
+    release = os.uname().release
+    version = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+    oldest = ".".join(str(number) for number in _OLDEST_KERNEL)
+    return _verdict(
+        version >= _OLDEST_KERNEL, "kernel", f"Linux {release}", f"install Linux {oldest} or a later one"
+    )
+
+
+def _capabilities() -> Finding:
+    status = (_PROC / "self/status").read_text()
+    held = int(re.findall(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[0], 16)
+    missing = [f"{name} ({reason})" for name, (bit, reason) in _CAPABILITIES.items() if not held >> bit & 1]
+    return _verdict(
+        not missing,
+        "capabilities",
+        f"missing: {', '.join(missing)}" if missing else "all that are needed",
+        "run as root; in a container, add them (cap_add)",
+    )
+
+
+def _user(name: str) -> Finding:
+    try:
+        account = pwd.getpwnam(name)
+    except KeyError:
+        return Finding("fail", "user", f"there is no user {name!r}", "make it, or set `user` to another one")
+    return Finding("ok", "user", f"workers run as {name} ({account.pw_uid})")
+
+
+def _command(tool: str, suffix: str = "") -> str:
+    variant = iptables.variant()
+    return tool + (f"-{variant}" if variant else "") + suffix
+
+
+def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
+    )
+
+
+def _iptables() -> Iterator[Finding]:
+    for tool in ("iptables", "ip6tables"):
+        command = _command(tool)
+        try:
+            done = _run([command, "--version"])
+        except FileNotFoundError:
+            yield Finding("fail", tool, f"there is no command {command}", "install the package iptables")
+            continue
+        yield _verdict(
+            done.returncode == 0,
+            tool,
+            (done.stdout or done.stderr).strip(),
+            f"`{command} --version` has to work: install the package iptables again",
+        )
+
+
+def _bound_queues() -> dict[int, int]:
+    """Queues of this namespace that somebody has: number and netlink port, mostly a process id."""
+    try:
+        lines = (_PROC / "net/netfilter/nfnetlink_queue").read_text().splitlines()
+    except OSError:  # no queue can be there yet; the trial says more
+        return {}
+    return {int(words[0]): int(words[1]) for words in map(str.split, lines)}
+
+
+def _queue_numbers(config: Config) -> Finding:
+    first, last = config.first_queue, config.first_queue + worker_count(config) - 1
+    numbers = f"{first}-{last}" if last > first else f"{first}"
+    if last > 0xFFFF:
+        return Finding("fail", "queues", f"there are no queues {numbers}", "choose a lower first_queue")
+    taken = {number: port for number, port in _bound_queues().items() if first <= number <= last}
+    if not taken:
+        return Finding("ok", "queues", f"{numbers} free")
+    number, port = min(taken.items())
+    try:
+        holder = (_PROC / str(port) / "comm").read_text().strip()
+    except OSError:
+        holder = "a process"
+    if holder.startswith("loaded-mp"):
+        return Finding("warning", "queues", f"{numbers} in use: loaded-mp runs already ({port})")
+    todo = "stop it, or choose another first_queue"
+    return Finding("fail", "queues", f"{number} is in use by {holder} ({port})", todo)
+
+
+def _tried(config: Config) -> list[Finding]:
+    """Bind a queue and put the rules in place, where that touches nothing."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(_trial, config).result(_TRIAL_TIMEOUT_S)
+
+
+def _trial(config: Config) -> list[Finding]:
+    """To be run in a process of its own.
+
+    Where no namespace can be made (it takes CAP_SYS_ADMIN), a free queue is bound for a moment and the rules
+    are only tested.
+    """
+    alone = ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0
+    number = next(number for number in range(config.first_queue, 1 << 16) if number not in _bound_queues())
+    return [_queue(number, config.queue_length), *_rules(config, _put if alone else _test)]
+
+
+def _queue(number: int, length: int) -> Finding:
+    try:
+        Queue(number, length).close()
+    except QueueError as error:
+        todo = "load the module nfnetlink_queue, or install a kernel that has it"
+        return Finding("fail", "NFQUEUE", str(error), todo)
+    return Finding("ok", "NFQUEUE", f"a queue for {length:,} packets was bound")
+
+
+def _put(chain: AddChain) -> None:
+    iptables.apply(chain, iptables.variant())
+
+
+def _test(chain: AddChain) -> None:
+    done = _run([_command(chain.tool, "-restore"), "--noflush", "--test"], chain.text(jump=True))
+    if done.returncode:
+        raise NetworkError(" ".join(done.stderr.split()))
+
+
+def _rules(config: Config, attempt: Callable[[AddChain], None]) -> Iterator[Finding]:
+    names = config.network.public_interface, config.network.private_interface
+    host = Host({name: Link(True, 1500) for name in names if name}, (), (), sysctls.read_sysctls())
+    changes = plan(config, host, config.first_queue, worker_count(config)).changes
+    chains = [change for change in changes if isinstance(change, AddChain)]
+    for family in sorted({chain.family for chain in chains}):
+        tables = [chain for chain in chains if chain.family == family]
+        what = f"rules IPv{family}"
+        try:
+            for chain in tables:
+                attempt(chain)
+        except NetworkError as error:
+            todo = (
+                "the kernel needs the targets NFQUEUE and MASQUERADE, the match conntrack and the tables raw,"
+                " mangle and nat (xt_NFQUEUE, xt_MASQUERADE, xt_conntrack, nf_tables or ip_tables)"
+            )
+            yield Finding("fail", what, str(error), todo)
+        else:
+            verb = "stood" if attempt is _put else "were tested"
+            yield Finding("ok", what, f"{verb} in the tables {', '.join(chain.table for chain in tables)}")
+
+
+def _forwarding() -> Iterator[Finding]:
+    for what, name in (("IPv4", "ipv4/ip_forward"), ("IPv6", "ipv6/conf/all/forwarding")):
+        setting = _PROC / "sys/net" / name
+        title = f"forwarding {what}"
+        if not setting.exists():
+            yield Finding(
+                "warning", title, f"the kernel has no {what}", f"do without {what}, or switch it on"
+            )
+        elif setting.read_text().strip() == "1":
+            yield Finding("ok", title, "on")
+        elif not os.statvfs(setting).f_flag & os.ST_RDONLY:
+            yield Finding("ok", title, "off; a start switches it on")
+        else:
+            key = f"net.{name.replace('/', '.')}"
+            yield Finding("fail", title, "off, and may not be changed from here", f"set {key}=1 from outside")
+
+
+def _reverse_path() -> Iterator[Finding]:
+    """Strict reverse path filters drop what comes in on another interface than the answer leaves by."""
+    folder = _PROC / "sys/net/ipv4/conf"
+    values = {path.parent.name: int(path.read_text()) for path in folder.glob("*/rp_filter")}
+    strict = [name for name in sorted(values) if name != "lo" and max(values[name], values["all"]) == 1]
+    strict = [name for name in strict if name not in ("all", "default")]
+    text = f"strict on {', '.join(strict)}: fine as long as answers leave by the interface that questions use"
+    yield Finding("ok", "rp_filter", text if strict else "not strict")
+
+
+def _connections() -> Iterator[Finding]:
+    """The kernel drops packets of new connections while its table is full."""
+    folder = _PROC / "sys/net/netfilter"
+    try:
+        count = int((folder / "nf_conntrack_count").read_text())
+        limit = int((folder / "nf_conntrack_max").read_text())
+    except OSError:  # not there before the first rule that needs it, which the trial tells
+        return
+    text = f"{count:,} of {limit:,} connections tracked"
+    if count * 10 < limit * 8:
+        yield Finding("ok", "conntrack", text)
+    else:
+        yield Finding("warning", "conntrack", text, f"sysctl -w net.netfilter.nf_conntrack_max={limit * 4}")
+
+
+def _memory(config: Config) -> Finding:
+    needed = memory_bytes(config.flows, worker_count(config))
+    available = int(re.findall(r"MemAvailable:\s*(\d+)", (_PROC / "meminfo").read_text())[0]) << 10
+    if _CGROUP_LIMIT.exists() and (limit := _CGROUP_LIMIT.read_text().strip()).isdecimal():
+        available = min(available, int(limit))
+    return _verdict(
+        needed < available,
+        "memory",
+        f"{needed // _MIB:,} MiB for {config.flows:,} flows, {available // _MIB:,} MiB available",
+        "choose a smaller number of flows",
+    )
+
+
+def _descriptors() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = f"{soft:,} open files allowed"
+    if soft == resource.RLIM_INFINITY or soft >= _DESCRIPTORS:
+        return Finding("ok", "ulimit", "any number of open files allowed" if soft < 0 else text)
+    return Finding("warning", "ulimit", text, f"allow {_DESCRIPTORS} or more (ulimit -n, LimitNOFILE=)")
+
+
+def _interfaces(config: Config) -> Iterator[Finding]:
+    present = sorted(path.name for path in (_PROC / "sys/net/ipv4/conf").iterdir())
+    present = [name for name in present if name not in ("all", "default")]
+    for key in ("public_interface", "private_interface"):
+        name = getattr(config.network, key)
+        if name is None:
+            continue
+        yield _verdict(
+            name in present,
+            key,
+            name if name in present else f"this machine has no interface {name}",
+            f"set network.{key} to one of: {', '.join(present)}",
+        )
+
+
+def _given(context: click.Context) -> bool:
+    """Whether anything says what the configuration is: an option or the file that is read by default."""
+    options = (context.get_parameter_source(each.name or "") for each in context.command.params)
+    return any(source is not ParameterSource.DEFAULT for source in options) or DEFAULT_FILE.exists()
+
+
+@click.command("check")
+@configuration_options
+@click.pass_context
+def command(context: click.Context, load: Callable[[], Config]) -> None:
+    """Say whether this machine is able to run loaded-mp, and what to do where it is not.
+
+    Without a configuration it is checked for the default settings. Nothing is changed: queues and rules are
+    tried in a network namespace of their own. The exit status is 1 if anything failed, 0 otherwise.
+    """
+    config = load() if _given(context) else None
+    console = Console(highlight=False, soft_wrap=True)
+    failed = False
+    for finding in findings(config):
+        failed = failed or finding.level == "fail"
+        console.print(
+            Text.assemble((f"{finding.level:<9}", _STYLES[finding.level]), f"{finding.what:<19}"), end=""
+        )
+        console.print(Text(finding.text))
+        if finding.todo:
+            console.print(Text(f"{'':<28}{finding.todo}"))
+    context.exit(1 if failed else 0)

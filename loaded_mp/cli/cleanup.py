@@ -2,6 +2,7 @@
 
 import click
 
+from loaded_mp.control.server import AlreadyRunningError, control_socket
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import left_over, take_down
 
@@ -10,11 +11,12 @@ from loaded_mp.network.host import left_over, take_down
 def command() -> None:
     """Take back what a daemon that crashed left on this host.
 
-    The next start does the same. Do not use it while loaded-mp runs: its rules would go, too.
+    The next start does the same.
     """
     try:
-        found = left_over()
-        take_down()
-    except NetworkError as error:
+        with control_socket():
+            found = left_over()
+            take_down()
+    except (AlreadyRunningError, NetworkError) as error:
         raise click.ClickException(str(error)) from error
     click.echo("Everything is as it was before loaded-mp." if found else "Nothing was left over.")

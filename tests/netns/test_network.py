@@ -286,8 +286,22 @@ def test_after_a_crash_everything_is_found_and_taken_back(balancer: Balancer) ->
     crashed = balancer.python("set_up(config, 0, 4); os.kill(os.getpid(), signal.SIGKILL)")
     assert crashed.returncode == -signal.SIGKILL
     assert balancer.everything() != before
-    balancer.done("assert left_over(); take_down(); assert not left_over()")
+    cleanup = "from loaded_mp.cli.cleanup import command; command([])"
+    assert "as it was" in balancer.done(cleanup)
     assert balancer.everything() == before
+    assert "Nothing" in balancer.done(cleanup)
+
+
+def test_cleanup_leaves_a_running_daemon_alone(balancer: Balancer) -> None:
+    refused = balancer.python(
+        "from loaded_mp.cli.cleanup import command\n"
+        "from loaded_mp.control.server import control_socket\n"
+        "set_up(config, 0, 4)\n"
+        "with control_socket(): command([])"
+    )
+    assert refused.returncode == 1
+    assert "another loaded-mp runs" in refused.stderr
+    balancer.done("assert left_over(); take_down()")
 
 
 @pytest.mark.parametrize("changes_made", [0, 3, 12, 15, 18, 21])

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import click
-from loaded_mp.cli.options import configuration_options
 
+from loaded_mp.cli.options import configuration_options
 from loaded_mp.config.model import Config
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import planned

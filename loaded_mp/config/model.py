@@ -4,14 +4,46 @@ Every model is frozen and rejects keys that it does not know. Times are in secon
 notation that the ipaddress module reads.
 """
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from collections.abc import Callable
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
+
+
+def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
+    """One mistake for a bad address, where pydantic would report one for each family."""
+
+    def checked(value: Any) -> Any:
+        if not isinstance(value, str):
+            if type(value).__module__ == "ipaddress":
+                return value
+            raise ValueError(f"expected {wanted}, in quotes")
+        try:
+            return read(value)
+        except ValueError as error:
+            raise ValueError(f"expected {wanted} ({error})") from None
+
+    return BeforeValidator(checked)
+
+
+_Address = Annotated[Address, _reader(ip_address, "an IPv4 or IPv6 address")]
+_Interface = Annotated[Interface, _reader(ip_interface, "an address, with or without a prefix length")]
+_Network = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24")]
 
 Protocol = Literal["tcp", "udp", "icmp"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -68,7 +100,7 @@ class Listener(_Model):
 class Backend(_Model):
     """A machine that answers for a service."""
 
-    address: Address
+    address: _Address
     weight: int = Field(default=1, ge=0, le=65_535)
     name: str = ""  #: for people; the address where it is empty
 
@@ -87,7 +119,7 @@ class Service(_Model):
     """VIPs, what is answered on them, and the backends that answer."""
 
     name: str = Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_.-]+$")
-    vips: tuple[Interface, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
+    vips: tuple[_Interface, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
     scheduler: Literal["rr", "wrr"] = "wrr"
     tcp_idle_s: IdleSeconds = 900
@@ -102,10 +134,10 @@ class NetworkSetup(_Model):
 
     public_interface: InterfaceName | None = None  #: VIPs and `public_addresses` are put here
     private_interface: InterfaceName | None = None  #: `private_addresses` and routes to the backends
-    public_addresses: tuple[Interface, ...] = ()
-    private_addresses: tuple[Interface, ...] = ()  #: the gateways of the backends
-    backend_networks: tuple[Network, ...] = ()  #: empty: the addresses of the backends one by one
-    name_servers: tuple[Address, ...] = ()  #: queries of backends to these are never queued
+    public_addresses: tuple[_Interface, ...] = ()
+    private_addresses: tuple[_Interface, ...] = ()  #: the gateways of the backends
+    backend_networks: tuple[_Network, ...] = ()  #: empty: the addresses of the backends one by one
+    name_servers: tuple[_Address, ...] = ()  #: queries of backends to these are never queued
     broadcast: IPv4Address | None = None  #: of the backends' network, for those who look for backends by ping
     masquerade: bool = True  #: what backends start themselves leaves under the balancer's address
 

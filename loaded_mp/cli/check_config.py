@@ -1,0 +1,32 @@
+"""loaded-mp check-config: check a configuration and say what it means."""
+
+from collections.abc import Callable
+
+import click
+
+from loaded_mp.cli.options import configuration_options
+from loaded_mp.config.model import Config
+
+
+@click.command("check-config")
+@configuration_options
+def command(load: Callable[[], Config]) -> None:
+    """Check a configuration and say what it means; all mistakes at once, exit status 2."""
+    config = load()
+    for service in config.services:
+        vips = ", ".join(str(vip.ip) for vip in service.vips)
+        answers = ", ".join(map(str, service.listen)) or "everything"
+        click.echo(f"service {service.name}: {vips}; {answers}; {service.scheduler}")
+        for backend in service.backends:
+            name = f" ({backend.name})" if backend.name else ""
+            click.echo(f"  backend {backend.address}{name} weight {backend.weight}")
+        check = service.check
+        if check:
+            click.echo(
+                f"  check: TCP port {check.port} every {check.interval_s:g} s,"
+                f" rise {check.rise}, fall {check.fall}"
+            )
+        else:
+            click.echo("  check: none, every backend counts as up")
+    click.echo(f"workers: {config.workers or 'one for each core'}; room for {config.flows:,} flows")
+    click.echo("the configuration is good")

@@ -1,0 +1,94 @@
+"""The command `loaded-mp`: without a subcommand it runs the daemon."""
+
+import importlib
+import sys
+
+import click
+from click.shell_completion import get_completion_class
+
+from loaded_mp import __version__
+from loaded_mp.cli.options import load_or_exit, source_options
+from loaded_mp.config.source import Source
+
+#: Subcommand -> what `--help` says of it. Each is `command` in the module of its name.
+_COMMANDS = {
+    "check": "Is this machine able to run loaded-mp?",
+    "check-config": "Check a configuration and say what it means.",
+    "cleanup": "Take back what a killed daemon left on this host.",
+    "completion": "Print the script that completes commands in your shell.",
+    "convert": "Turn a classic file into TOML.",
+    "demo": "Show it on real traffic in a network of namespaces.",
+    "plan": "Print every change to this host without doing it.",
+    "reload": "Let the running daemon read its configuration again.",
+    "status": "Show what the running daemon does.",
+    "warm-up": "Compile now, so that the first start is a fast one.",
+}
+
+
+class _Commands(click.Group):
+    """Loads a subcommand's module only when it is used: `--help` is quick, and nothing compiles."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "completion":
+            return completion
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"loaded_mp.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@source_options
+@click.option("-D", "debug", is_flag=True, help="Log everything; stays in the foreground, as always.")
+@click.option("--network-setup/--no-network-setup", default=True, help="Set this host up, or leave it alone.")
+@click.version_option(__version__, prog_name="loaded-mp")
+@click.pass_context
+def main(context: click.Context, source: Source, debug: bool, network_setup: bool) -> None:
+    """A load balancer for Linux that runs in userspace and keeps up with the kernel.
+
+    Without a command it runs in the foreground until SIGTERM or Ctrl-C; SIGHUP reloads the configuration.
+
+    \b
+    Examples:
+      loaded-mp -c /etc/loaded-mp/loaded-mp.toml
+      loaded-mp --vip 192.0.2.10 --backend 10.0.0.1 --backend 10.0.0.2,weight=3 --workers 4
+      loaded-mp -6 -f                     the classic ./loaded.config6, with failover
+      loaded-mp plan -c FILE              what a start would change on this host
+      loaded-mp check                     is this machine able?
+
+    \b
+    Exit status:
+      0  all went well
+      1  it failed; the last line says why
+      2  wrong usage, or mistakes in the configuration
+    """
+    if context.invoked_subcommand:
+        return
+    config = load_or_exit(source)
+    from loaded_mp.cli.run import run  # noqa: PLC0415 (numba takes its time, and --help need not wait)
+
+    sys.exit(run(source, config, network_setup=network_setup, debug=debug))
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands in SHELL.
+
+    \b
+    Try it:    eval "$(loaded-mp completion bash)"
+    Keep it:   loaded-mp completion bash > /etc/bash_completion.d/loaded-mp
+    """
+    complete = get_completion_class(shell)
+    assert complete
+    click.echo(complete(main, {}, "loaded-mp", "_LOADED_MP_COMPLETE").source())

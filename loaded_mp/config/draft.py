@@ -1,0 +1,89 @@
+"""From what a reader found to a Config, or to all mistakes with their places."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from loaded_mp.config.contradictions import contradictions
+from loaded_mp.config.errors import ConfigError, Mistake
+from loaded_mp.config.model import Config
+
+Location = tuple[str | int, ...]  #: path in the nested data, as pydantic says it
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written."""
+
+    place: str
+    key: str | None = None  #: as it is spelt there; None: as the file spells the model's names
+
+
+@dataclass
+class Draft:
+    """Nested data in the shape of Config, not checked yet, and where each value came from."""
+
+    data: dict[str, Any]
+    places: dict[Location, Place] = field(default_factory=dict)
+    whole: str = ""  #: the place of what has no place of its own, such as the file
+    mistakes: list[Mistake] = field(default_factory=list)  #: found while reading
+    spelling: Mapping[str, str] = field(default_factory=dict)  #: names of the model -> names of the file
+
+    def config(self) -> Config:
+        """The checked configuration. Raises ConfigError with all mistakes."""
+        mistakes = list(self.mistakes)
+        try:
+            config = Config.model_validate(self.data)
+        except ValidationError as error:
+            details = error.errors()
+            # A list whose items are wrong is called too short as well.
+            wrong = [
+                each for each in details if not (each["type"] == "too_short" and _has_more(each, details))
+            ]
+            mistakes += [self._mistake(each["loc"], _text(each)) for each in wrong]
+        else:
+            mistakes += [self._mistake(location, text) for location, text in contradictions(config)]
+        if mistakes:
+            raise ConfigError(*sorted(dict.fromkeys(mistakes), key=_line))
+        return config
+
+    def _mistake(self, location: Location, text: str) -> Mistake:
+        """Put a mistake where its value, or the nearest thing around it, was written."""
+        for length in range(len(location), 0, -1):
+            place = self.places.get(location[:length])
+            if place:
+                return Mistake(place.place, self._key(location) if place.key is None else place.key, text)
+        return Mistake(self.whole, self._key(location), text)
+
+    def _key(self, location: Location) -> str:
+        return ".".join(self.spelling.get(part, part) for part in location if isinstance(part, str))
+
+
+def _line(mistake: Mistake) -> tuple[str, int]:
+    """Sorts mistakes as a reader of the file meets them."""
+    name, _, line = mistake.place.rpartition(":")
+    return (name, int(line)) if line.isdecimal() else (mistake.place, 0)
+
+
+def _has_more(outer: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    return any(each["loc"][: len(outer["loc"])] == outer["loc"] and each is not outer for each in details)
+
+
+_Explain = Callable[[ErrorDetails], str]
+_EXPLANATIONS: dict[str, _Explain] = {
+    "missing": lambda _: "missing, expected a value",
+    "too_short": lambda _: "found none, expected at least one",
+    "extra_forbidden": lambda _: "no such setting",
+    "value_error": lambda error: f"found {error['input']!r}, {error['ctx']['error']}",
+}
+
+
+def _text(error: ErrorDetails) -> str:
+    if explain := _EXPLANATIONS.get(error["type"]):
+        return explain(error)
+    wish = error["msg"].removeprefix("Input should ").removeprefix("be ")
+    found = error["input"] if isinstance(error["input"], str | int | float | bool) else "something else"
+    return f"found {found!r}, expected {wish}"

@@ -1,0 +1,109 @@
+"""Configuration in TOML: `[network]`, `[[service]]`, `[[service.backend]]`, `[service.check]`."""
+
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from loaded_mp.config.draft import Draft, Location, Place
+from loaded_mp.config.errors import ConfigError, Mistake
+from loaded_mp.config.model import Config
+
+#: Tables that repeat have singular names in the file.
+_SPELLING = {"services": "service", "backends": "backend"}
+_PLURAL = {singular: plural for plural, singular in _SPELLING.items()}
+_HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\-\s]+?)\s*\]")
+_KEY = re.compile(r"\s*([\w\-]+)\s*=")
+
+
+def read_toml(path: Path) -> Draft:
+    """What a TOML file says. Raises ConfigError if it cannot be read or is not TOML."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(Mistake(str(path), "", f"cannot be read: {error}")) from error
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, name: str) -> Draft:
+    """What the text of the file `name` says. Raises ConfigError if it is not TOML."""
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        line = re.search(r"\(at line (\d+)", str(error))
+        place = f"{name}:{line[1]}" if line else name
+        raise ConfigError(Mistake(place, "", f"not TOML: {error}")) from error
+    return Draft(_with_model_names(data), _places(text, name), name, [], _SPELLING)
+
+
+def _with_model_names(data: dict[str, Any]) -> dict[str, Any]:
+    """The data with `service` and `backend` renamed to the fields of the model."""
+    renamed = {_PLURAL.get(key, key): value for key, value in data.items() if key not in _SPELLING}
+    for key in _PLURAL.values():
+        if isinstance(renamed.get(key), list):
+            renamed[key] = [
+                _with_model_names(each) if isinstance(each, dict) else each for each in renamed[key]
+            ]
+    return renamed
+
+
+def _places(text: str, name: str) -> dict[Location, Place]:
+    """The lines of tables and keys, for messages only: strange layouts are located less exactly."""
+    places: dict[Location, Place] = {}
+    counts: Counter[Location] = Counter()
+    table: Location = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            table = ()
+            parts = [_PLURAL.get(part.strip(), part.strip()) for part in header[2].split(".")]
+            for depth, part in enumerate(parts, 1):
+                table = (*table, part)
+                if header[1] == "[[" and depth == len(parts):
+                    counts[table] += 1
+                if counts[table]:
+                    table = (*table, counts[table] - 1)
+            if header[1] == "[[":
+                # The tables inside a new table are counted anew.
+                for counted in [each for each in counts if each[: len(table)] == table]:
+                    del counts[counted]
+            places[table] = Place(f"{name}:{number}")
+        elif key := _KEY.match(line):
+            places.setdefault((*table, _PLURAL.get(key[1], key[1])), Place(f"{name}:{number}"))
+    return places
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+
+
+def _table(model: Any, skip: tuple[str, ...] = ()) -> list[str]:
+    """The lines of a model's settings that differ from what is the default anyway."""
+    return [
+        f"{name} = {_value(getattr(model, name))}"
+        for name, info in type(model).model_fields.items()
+        if name not in skip
+        and getattr(model, name) is not None
+        and (info.is_required() or getattr(model, name) != info.default)
+    ]
+
+
+def to_toml(config: Config) -> str:
+    """A file that gives an equal configuration; what is the default is left out."""
+    lines = _table(config, ("services", "network"))
+    if network := _table(config.network):
+        lines += ["", "[network]", *network]
+    for service in config.services:
+        lines += ["", "[[service]]", *_table(service, ("backends", "check"))]
+        if service.check:
+            lines += ["", "[service.check]", *_table(service.check)]
+        for backend in service.backends:
+            lines += ["", "[[service.backend]]", *_table(backend)]
+    return "\n".join(lines).lstrip("\n") + "\n"

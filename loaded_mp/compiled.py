@@ -21,7 +21,7 @@ _PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath")
 
 
 def _cache_folder() -> Path | None:
-    """Where the machine code is kept, or None if that cannot be written: then numba finds a place.
+    """Where the machine code is kept: in the package or the user's cache; None if neither can be written.
 
     The name depends on all of the source: numba itself only notices a change in the file of the function,
     not in the functions that it calls.
@@ -31,12 +31,19 @@ def _cache_folder() -> Path | None:
     for name in _PACKAGES:
         for file in sorted((package / name).glob("*.py")):
             source.update(file.read_bytes())
-    folder = package / "__pycache__" / f"compiled-{source.hexdigest()[:16]}"
-    return folder if os.access(package, os.W_OK) or os.access(folder, os.W_OK) else None
+    name = f"compiled-{source.hexdigest()[:16]}"
+    for folder in (package / "__pycache__" / name, Path.home() / ".cache" / "loaded-mp" / name):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return None
 
 
-if not numba.config.CACHE_DIR and (_folder := _cache_folder()):
-    numba.config.CACHE_DIR = str(_folder)
+if not numba.config.CACHE_DIR:
+    numba.config.CACHE_DIR = str(_cache_folder() or "")
 
 
 def compiled(function: Function) -> Function:
@@ -46,5 +53,5 @@ def compiled(function: Function) -> Function:
     the rest of a packet's way.
     With `NUMBA_DISABLE_JIT=1` in the environment the function stays plain Python.
     """
-    decorator = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+    decorator = numba.njit(cache=bool(numba.config.CACHE_DIR), nogil=True, error_model="numpy", _nrt=False)
     return cast(Function, decorator(function))

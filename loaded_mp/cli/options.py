@@ -18,7 +18,7 @@ EXIT_BAD_CONFIGURATION = 2
 
 _OPTIONS = (
     click.option("-c", "--config", "path", metavar="FILE", type=click.Path(path_type=Path),
-                 help="TOML if it ends in .toml, else classic. Default: loaded.config, with -6 loaded.config6."),
+                 help="TOML if it ends in .toml, else classic. Default: loaded.config; -6: loaded.config6."),
     click.option("-4", "ipv4", is_flag=True, help="Read the IPv4 settings of a classic file (the default)."),
     click.option("-6", "ipv6", is_flag=True, help="Read the IPv6 settings of a classic file."),
     click.option("-f", "failover", is_flag=True, help="Switch on the checks of a classic file (failover)."),

@@ -1,6 +1,7 @@
 """What is wrong with a configuration whose single values are all right."""
 
 from collections.abc import Iterator
+from ipaddress import IPv6Address
 
 from loaded_mp.config.model import Address, Config, Listener, Service
 
@@ -30,6 +31,8 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
 
 def _odd(address: Address) -> str:
     """Why an address cannot be a VIP or a backend, or nothing."""
+    if isinstance(address, IPv6Address) and address.scope_id:
+        return f"found the scope %{address.scope_id}, expected an address that is the same on every interface"
     for name in ("multicast", "unspecified", "loopback"):
         if getattr(address, f"is_{name}"):
             return f"found the {name} address {address}, expected one of a single machine"

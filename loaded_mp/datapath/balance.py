@@ -53,7 +53,7 @@ _LINK = int(Reason.LINK)
 
 _ICMP_HEADER = 8
 #: Added to the VIP id in the value of a reply flow: not the id of a backend (MAX_BACKENDS is below it).
-_REPLY = 0x8000
+REPLY = 0x8000
 #: How often a flow is looked up anew because another worker changed it at the same moment.
 _TRIES = 16
 
@@ -211,7 +211,7 @@ def to_backend(
         host = read_address(packet, destination_at(version, start), version)
         flow = _reply_flow(shared.table, header.protocol, source_port, destination_port, client, host)
         vip_id = int(np.int64(snapshot.vip_listeners[vip, 2]))
-        _remember_vip(shared, flow, _REPLY + vip_id, client, now_s, idle_s)
+        _remember_vip(shared, flow, REPLY + vip_id, client, now_s, idle_s)
     _count(shared, backend, TO_BACKEND_PACKETS, header.end - start)
     return _OK
 
@@ -264,7 +264,7 @@ def _flow_of_reply(
         flow = _reply_flow(shared.table, header.protocol, client_port, service_port, client, address)
         entry, word = find(shared.table, flow)
         if entry >= 0:
-            vip = value_of(word) - _REPLY
+            vip = value_of(word) - REPLY
             if vip < 0:
                 return -1, -1
             row = int(np.int64(snapshot.vip_rows[vip]))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from loaded_mp.config.model import Address, Check, Config
+from loaded_mp.datapath.balance import REPLY
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import MAX_BACKENDS, Snapshot
 from loaded_mp.supervisor.snapshots import Ids, Part, fill
@@ -31,14 +32,28 @@ class Backends:
                 self.up[list(part.backends)] = True
         self._known = self._ids.backends.held()
 
-    def removed(self) -> set[int]:
-        """Ids that flows may still hold although the configuration has them no more."""
-        return self._ids.backends.held() - {number for part in self.parts for number in part.backends}
+    def removed(self) -> list[int]:
+        """Values that flows may still hold although the configuration has them no more."""
+        ids = self._ids
+        backends = {number for part in self.parts for number in part.backends}
+        vips = {number for part in self.parts for number in part.vips}
+        return [
+            *(ids.backends.held() - backends),
+            *(REPLY + number for number in ids.vips.held() - vips),
+        ]
 
-    def release(self, number: int) -> None:
-        """Let a removed id be used again; no flow may hold it any more."""
-        self._ids.backends.release(number)
-        self._known.discard(number)
+    def release(self, value: int) -> None:
+        """Let a removed id be used again; no entry may hold it any more."""
+        if value >= REPLY:
+            self._ids.vips.release(value - REPLY)
+        else:
+            self._ids.backends.release(value)
+            self._known.discard(value)
+
+    def release_services(self) -> None:
+        """Let the ids of removed services be used again, once all of `removed` is released."""
+        for number in self._ids.services.held() - {part.id for part in self.parts}:
+            self._ids.services.release(number)
 
     def effective_weight(self, part: Part, number: int) -> int:
         """The share of new flows that a backend has now."""

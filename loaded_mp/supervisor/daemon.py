@@ -88,6 +88,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._changed = asyncio.Event()
+        self._reloading = asyncio.Lock()
         workers = worker_count(config)
         self.memory = new_shared_memory(config.flows, workers)
         self.publisher = Publisher(self.memory)
@@ -181,6 +182,10 @@ class Daemon:
 
     async def reload(self) -> list[str]:
         """Take over a changed configuration; what is wrong with it, or nothing. Then the old one stays."""
+        async with self._reloading:
+            return await self._reload_now()
+
+    async def _reload_now(self) -> list[str]:
         try:
             config = self._load()
         except ConfigError as error:
@@ -216,6 +221,7 @@ class Daemon:
         removed = self.backends.removed()
         if removed:
             await self.publisher.stamped()
-        for number in removed:
-            await self.sweeper.forget(number)
-            self.backends.release(number)
+        for value in removed:
+            await self.sweeper.forget(value)
+            self.backends.release(value)
+        self.backends.release_services()

@@ -1,0 +1,375 @@
+"""Clients, a balancer and three backends in namespaces, IPv4 and IPv6.
+
+client --- (public) balancer (private) --- [router] --- switch --- backend1, backend2, backend3
+                    (outside) --- outside
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from loaded_mp.lab.namespace import Namespace, connect, remove_leftovers
+from loaded_mp.lab.wait import wait_until
+
+VIP4, VIP6 = "192.0.2.10", "2001:db8:10::10"
+VIPS = (VIP4, VIP6)
+BACKENDS = 3
+_BALANCER4, _BALANCER6 = "198.18.255.254", "2001:db8:1::ffff"
+OUTSIDE4, OUTSIDE6 = "203.0.113.1", "2001:db8:3::1"
+_READY_S = 120.0  # the first start compiles
+_STOP_S = 20.0
+_NGINX = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_requests 1000000000; sendfile on;
+  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  server {{
+    {listen}
+    default_type text/plain;
+    location = / {{ return 200 "{name}\\n"; }}
+    location / {{ root {files}; }}
+  }}
+}}
+"""
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a lab differs from the plain one."""
+
+    sources: int = 300  #: source addresses of the client, of each family
+    public_mtu: int = 1500
+    private_mtu: int = 1500
+    far_mtu: int | None = None  #: a router between balancer and backends, its far link with this MTU
+    gateway: bool = False  #: give the balancer its private addresses and let it route, as a daemon would
+    one_interface: bool = False  #: the balancer has one interface for both sides
+    one_machine: bool = False  #: all backends' addresses in one namespace
+    offloads: bool = True  #: off: every packet on a wire has its size and its checksum
+    outside: bool = False  #: a host beyond a third interface of the balancer, with HTTP and DNS
+
+
+class Backend:
+    """A backend's addresses, where it lives, and its servers."""
+
+    def __init__(self, lab: "Lab", number: int, namespace: Namespace, ipv4: str, ipv6: str) -> None:
+        self.name = f"backend{number}"
+        self.namespace = namespace
+        self.ipv4, self.ipv6 = ipv4, ipv6
+        self._folder = lab.folder / self.name
+        self._folder.mkdir()
+        self._web: subprocess.Popen[str] | None = None
+        configuration = _NGINX.format(
+            folder=self._folder,
+            files=lab.files,
+            name=self.name,
+            listen=f"listen {ipv4}:80; listen [{ipv6}]:80;",
+        )
+        (self._folder / "nginx.conf").write_text(configuration)
+
+    def start(self) -> None:
+        """Start the web server and the UDP services, and wait until they answer."""
+        self.start_web()
+        self.namespace.start(
+            sys.executable, "-m", "loaded_mp.lab.udp_server", self.name, self.ipv4, self.ipv6
+        )
+        wait_until(lambda: self._listens("-u", 53), f"{self.name} answers DNS")
+
+    def start_web(self) -> None:
+        """Start nginx and wait until it listens."""
+        log = self._folder / "error.log"
+        self._web = self.namespace.start(
+            "nginx", "-e", str(log), "-p", str(self._folder), "-c", str(self._folder / "nginx.conf")
+        )
+        wait_until(lambda: self._listens("-t", 80), f"{self.name} serves HTTP")
+
+    def stop_web(self) -> None:
+        """Stop nginx, at once."""
+        assert self._web
+        self._web.terminate()
+        self._web.wait(_STOP_S)
+
+    def _listens(self, kind: str, port: int) -> bool:
+        listening = self.namespace.run("ss", "-Hln", kind).stdout
+        return f"{self.ipv4}:{port} " in listening and f"[{self.ipv6}]:{port} " in listening
+
+
+class Daemon:
+    """A loaded-mp that runs in the balancer's namespace."""
+
+    def __init__(self, namespace: Namespace, log: Path, process: subprocess.Popen[str]) -> None:
+        self._namespace = namespace
+        self._log = log
+        self.process = process
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text()
+
+    def logged(self, text: str, deadline_s: float = 10.0) -> None:
+        """Wait until the log holds `text`. Raises TimeoutError."""
+        wait_until(lambda: text in self.log, f"{text!r} in the log:\n{self.log}", deadline_s)
+
+    def ready(self) -> Self:
+        """Wait until it serves. Raises RuntimeError if it ends instead."""
+        wait_until(lambda: "event=ready" in self.log or self.process.poll() is not None, "ready", _READY_S)
+        if self.process.poll() is not None:
+            raise RuntimeError(f"loaded-mp ended with status {self.process.returncode}:\n{self.log}")
+        return self
+
+    def status(self) -> dict[str, Any]:
+        """What `loaded-mp status --json` says."""
+        answer = self._namespace.run(loaded_mp(), "status", "--json").stdout
+        status: dict[str, Any] = json.loads(answer)
+        return status
+
+    def backends(self) -> dict[str, dict[str, Any]]:
+        """The status of each backend by its address."""
+        return {
+            each["address"]: each for service in self.status()["services"] for each in service["backends"]
+        }
+
+    def stop(self) -> None:
+        """SIGTERM, and wait. Raises RuntimeError unless it ends with status 0."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        if self.process.wait(_STOP_S):
+            raise RuntimeError(f"loaded-mp ended with status {self.process.returncode}:\n{self.log}")
+
+
+def loaded_mp() -> str:
+    """The command beside this interpreter."""
+    return str(Path(sys.executable).with_name("loaded-mp"))
+
+
+class Lab:
+    """The network, standing as long as the context lasts."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self._number = next(_numbers)
+        self._stack = contextlib.ExitStack()
+        self._daemons = itertools.count()
+
+    def __enter__(self) -> Self:
+        remove_leftovers()
+        with contextlib.ExitStack() as stack:
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loaded-mp-lab-")))
+            self.folder.chmod(0o755)
+            self.files = self.folder / "files"
+            self.files.mkdir()
+            self._stack = stack
+            self._build()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _namespace(self, role: str) -> Namespace:
+        namespace = Namespace(role, self._number)
+        self._stack.callback(namespace.remove)
+        return namespace
+
+    def _build(self) -> None:
+        self.client = self._namespace("client")
+        self.balancer = self._namespace("balancer")
+        self.switch = self._namespace("switch")
+        self.private = "public" if self.options.one_interface else "private"
+        self._build_public_side()
+        self._build_private_side()
+        if self.options.outside:
+            self._build_outside()
+        if self.options.gateway:
+            self._make_gateway()
+        if not self.options.offloads:
+            self._switch_offloads_off()
+        for backend in self.backends:
+            backend.start()
+
+    @property
+    def sources4(self) -> list[str]:
+        """The client's IPv4 addresses."""
+        return [f"198.18.{n // 250}.{n % 250 + 1}" for n in range(self.options.sources)]
+
+    @property
+    def sources6(self) -> list[str]:
+        """The client's IPv6 addresses."""
+        return [f"2001:db8:1::{n + 1:x}" for n in range(self.options.sources)]
+
+    def sources(self, vip: str) -> list[str]:
+        """The client's addresses of the VIP's family."""
+        return self.sources6 if ":" in vip else self.sources4
+
+    def _build_public_side(self) -> None:
+        mtu = self.options.public_mtu
+        if self.options.one_interface:
+            self.switch.ip(f"link add bridge mtu {mtu} type bridge", "link set bridge up")
+            connect(self.balancer, "public", self.switch, "to-balancer", mtu)
+            connect(self.client, "eth0", self.switch, "to-client", mtu)
+            self.switch.ip("link set to-balancer master bridge", "link set to-client master bridge")
+        else:
+            connect(self.client, "eth0", self.balancer, "public", mtu)
+        self.client.ip(
+            *(f"address add {source}/16 dev eth0" for source in self.sources4),
+            *(f"address add {source}/64 dev eth0 nodad" for source in self.sources6),
+            f"route add {VIP4} via {_BALANCER4}",
+            f"route add {VIP6} via {_BALANCER6}",
+            f"route add default via {_BALANCER4}",
+            f"route add default via {_BALANCER6}",
+        )
+        self.balancer.ip(
+            f"address add {_BALANCER4}/16 dev public", f"address add {_BALANCER6}/64 dev public nodad"
+        )
+
+    def _build_private_side(self) -> None:
+        mtu = self.options.private_mtu
+        gateway4, gateway6, net4, net6 = "10.0.0.254", "fd00::fe", "10.0.0", "fd00:"
+        if not self.options.one_interface:
+            self.switch.ip(f"link add bridge mtu {mtu} type bridge", "link set bridge up")
+        if self.options.far_mtu:
+            self.router = self._namespace("router")
+            connect(self.balancer, "private", self.router, "near", mtu)
+            connect(self.router, "far", self.switch, "to-router", self.options.far_mtu)
+            self.switch.ip("link set to-router master bridge")
+            self.router.sysctl("net/ipv4/ip_forward", 1)
+            self.router.sysctl("net/ipv6/conf/all/forwarding", 1)
+            net4, net6 = "10.0.1", "fd00:1:"
+            self.router.ip(
+                "address add 10.0.0.253/24 dev near",
+                "address add fd00::fd/64 dev near nodad",
+                f"address add {net4}.254/24 dev far",
+                f"address add {net6}:fe/64 dev far nodad",
+                f"route add default via {gateway4}",
+                f"route add default via {gateway6}",
+            )
+            gateway4, gateway6 = f"{net4}.254", f"{net6}:fe"
+        elif not self.options.one_interface:
+            connect(self.balancer, "private", self.switch, "to-balancer", mtu)
+            self.switch.ip("link set to-balancer master bridge")
+        self.backend_networks = (f"{net4}.0/24", f"{net6}:/64")
+        self.backends: list[Backend] = []
+        machines = 1 if self.options.one_machine else BACKENDS
+        for number in range(1, BACKENDS + 1):
+            ipv4, ipv6 = f"{net4}.{number}", f"{net6}:{number}"
+            if number <= machines:
+                namespace = self._namespace(f"backend{number}")
+                connect(namespace, "eth0", self.switch, f"to-backend{number}", self.options.far_mtu or mtu)
+                self.switch.ip(f"link set to-backend{number} master bridge")
+            namespace.ip(f"address add {ipv4}/24 dev eth0", f"address add {ipv6}/64 dev eth0 nodad")
+            if number <= machines:
+                namespace.ip(f"route add default via {gateway4}", f"route add default via {gateway6}")
+            self.backends.append(Backend(self, number, namespace, ipv4, ipv6))
+
+    def _build_outside(self) -> None:
+        self.outside = self._namespace("outside")
+        connect(self.balancer, "outside", self.outside, "eth0")
+        self.balancer.ip(
+            "address add 203.0.113.254/24 dev outside", "address add 2001:db8:3::fe/64 dev outside nodad"
+        )
+        self.outside.ip(
+            f"address add {OUTSIDE4}/24 dev eth0",
+            f"address add {OUTSIDE6}/64 dev eth0 nodad",
+        )
+        Backend(self, 0, self.outside, OUTSIDE4, OUTSIDE6).start()
+
+    def _make_gateway(self) -> None:
+        self.balancer.ip(
+            f"address add 10.0.0.254/24 dev {self.private}",
+            f"address add fd00::fe/64 dev {self.private} nodad",
+        )
+        if self.options.far_mtu:
+            self.balancer.ip("route add 10.0.1.0/24 via 10.0.0.253", "route add fd00:1::/64 via fd00::fd")
+        self.balancer.sysctl("net/ipv4/ip_forward", 1)
+        self.balancer.sysctl("net/ipv6/conf/all/forwarding", 1)
+
+    def _switch_offloads_off(self) -> None:
+        machines = {self.client, self.balancer, self.switch, *(each.namespace for each in self.backends)}
+        for namespace in machines:
+            for link in json.loads(namespace.run("ip", "-json", "link").stdout):
+                if link["ifname"] not in ("lo", "bridge"):
+                    offloads = [word for kind in ("tx", "rx", "tso", "gso", "gro") for word in (kind, "off")]
+                    namespace.run("ethtool", "-K", link["ifname"], *offloads)
+
+    def big_file(self, mib: int) -> str:
+        """Have all backends serve /big of so many MiB; its SHA-256 in hexadecimal."""
+        block = hashlib.shake_256(b"loaded-mp").digest(1 << 20)
+        digest = hashlib.sha256()
+        with (self.files / "big").open("wb") as file:
+            for number in range(mib):
+                piece = number.to_bytes(8, "big") + block[8:]
+                digest.update(piece)
+                file.write(piece)
+        return digest.hexdigest()
+
+    def config(
+        self,
+        weights: Sequence[int] = (1,) * BACKENDS,
+        workers: int = 4,
+        top: str = "",
+        service: str = "",
+        checked: bool = True,
+    ) -> str:
+        """A configuration for this network; `top` and `service` are more lines for these places."""
+        check = "[service.check]\nport = 80\ninterval_s = 0.3\ntimeout_s = 0.3\nrise = 2\nfall = 2\n"
+        networks = ", ".join(f'"{network}"' for network in self.backend_networks)
+        backends = "".join(
+            f'[[service.backend]]\nname = "{each.name}"\naddress = "{address}"\nweight = {weight}\n'
+            for each, weight in zip(self.backends, weights, strict=True)
+            for address in (each.ipv4, each.ipv6)
+        )
+        return (
+            f'workers = {workers}\nmetrics_listen = ""\n{top}\n'
+            f'[network]\npublic_interface = "public"\nprivate_interface = "{self.private}"\n'
+            f'private_addresses = ["10.0.0.254/24", "fd00::fe/64"]\nbackend_networks = [{networks}]\n'
+            f'[[service]]\nname = "web"\nvips = ["{VIP4}", "{VIP6}"]\n{service}\n'
+            f"{check if checked else ''}{backends}"
+        )
+
+    def daemon(self, config: str, *flags: str) -> Daemon:
+        """Start loaded-mp with this TOML and wait until it serves; it ends with the lab at the latest."""
+        number = next(self._daemons)
+        path = self.folder / f"loaded-mp-{number}.toml"
+        path.write_text(config)
+        return self.start_daemon("-c", str(path), *flags).ready()
+
+    def start_daemon(self, *words: str) -> Daemon:
+        """Start loaded-mp with this command line, without waiting."""
+        log = self.folder / f"daemon-{next(self._daemons)}.log"
+        output: IO[str] = self._stack.enter_context(log.open("w"))
+        return Daemon(self.balancer, log, self.balancer.start(loaded_mp(), *words, output=output))
+
+    def answers(self, kind: str, vip: str, each: int, sources: Sequence[str]) -> dict[str, list[str]]:
+        """Who answered `each` requests ("http" or "dns") from every source; errors begin with "error"."""
+        words = (sys.executable, "-m", "loaded_mp.lab.traffic", kind, vip, str(each), *sources)
+        answers: dict[str, list[str]] = json.loads(self.client.run(*words, timeout_s=300).stdout)
+        return answers
+
+    @contextlib.contextmanager
+    def capture(self, namespace: Namespace, interface: str, *expression: str) -> Iterator[Path]:
+        """Capture packets while the context lasts; the path of the file, complete after it."""
+        path = self.folder / f"{namespace.name}-{interface}.pcap"
+        words = ("tcpdump", "-i", interface, "-n", "-U", "-Z", "root", "-w", str(path), *expression)
+        process = namespace.start(*words, output=subprocess.PIPE)
+        assert process.stdout
+        for line in process.stdout:
+            if "listening on" in line:
+                break
+        yield path
+        process.terminate()
+        process.communicate(timeout=_STOP_S)

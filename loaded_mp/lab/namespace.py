@@ -1,0 +1,116 @@
+"""One network namespace and the programs in it."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from loaded_mp.lab.wait import wait_until
+
+_PREFIX = "lmp"
+_STOP_S = 5.0
+
+
+def _ip(*words: str, text: str | None = None) -> None:
+    done = subprocess.run(["ip", *words], input=text, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+class Namespace:
+    """Made when constructed, removed with everything in it by `remove`."""
+
+    def __init__(self, role: str, number: int) -> None:
+        """`number` tells several labs of this process apart."""
+        self.name = f"{_PREFIX}{os.getpid()}.{number}-{role}"
+        self._running: list[subprocess.Popen[str]] = []
+        _ip("netns", "add", self.name)
+        self.ip("link set lo up")
+
+    def ip(self, *commands: str) -> None:
+        """Run `ip` commands in here, all by one process. Raises RuntimeError."""
+        _ip("-n", self.name, "-batch", "-", text="\n".join(commands) + "\n")
+
+    def _command(self, words: Sequence[str]) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *words]
+
+    def run(
+        self, *words: str, timeout_s: float = 30.0, check: bool = True, text: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end. Raises RuntimeError with what it said if it fails and `check` is set."""
+        done = subprocess.run(
+            self._command(words), input=text, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(words)}: status {done.returncode}: {done.stdout}{done.stderr}")
+        return done
+
+    def start(self, *words: str, output: IO[str] | int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        """Start a program that runs until it ends, is stopped, or the namespace is removed."""
+        process = subprocess.Popen(
+            self._command(words),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._running.append(process)
+        return process
+
+    def sysctl(self, path: str, value: str | int) -> None:
+        """Set one of /proc/sys, as in `net/ipv4/ip_forward`."""
+        self.run("sysctl", "-qw", f"{path.replace('/', '.')}={value}")
+
+    def processes(self) -> list[int]:
+        """Every process in the namespace."""
+        done = subprocess.run(
+            ["ip", "netns", "pids", self.name], capture_output=True, text=True, timeout=30, check=False
+        )
+        return [int(pid) for pid in done.stdout.split()]
+
+    def remove(self) -> None:
+        """End every process in the namespace, then delete it."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            with contextlib.suppress(TimeoutError):
+                wait_until(self._all_ended, f"the processes in {self.name} end", _STOP_S)
+                break
+        with contextlib.suppress(RuntimeError):
+            _ip("netns", "delete", self.name)
+
+    def _all_ended(self) -> bool:
+        for process in self._running:
+            process.poll()
+        return not self.processes()
+
+
+def connect(one: Namespace, interface: str, other: Namespace, other_interface: str, mtu: int = 1500) -> None:
+    """Join two namespaces by a pair of interfaces, both up."""
+    _ip(
+        *f"link add {interface} netns {one.name} mtu {mtu} type veth".split(),
+        *f"peer name {other_interface} netns {other.name} mtu {mtu}".split(),
+    )
+    one.ip(f"link set {interface} up")
+    other.ip(f"link set {other_interface} up")
+
+
+def remove_leftovers() -> list[str]:
+    """Remove the namespaces of processes that are gone; their names."""
+    removed = []
+    for path in Path("/run/netns").glob(f"{_PREFIX}*"):
+        owner = re.match(rf"{_PREFIX}(\d+)\.", path.name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            for pid in subprocess.run(
+                ["ip", "netns", "pids", path.name], capture_output=True, text=True, timeout=30, check=False
+            ).stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            _ip("netns", "delete", path.name)
+            removed.append(path.name)
+    return removed

@@ -14,7 +14,7 @@ from loaded_mp.status import Status
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 def command(as_json: bool) -> None:
-    """Show what the running daemon does: who is served by whom, workers, flow table, what was not balanced."""
+    """Show what the running daemon does: who is served by whom, workers, what was not balanced."""
     try:
         now = status()
     except ControlError as error:
@@ -22,9 +22,9 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(now), indent=2))
         return
-    console = Console(highlight=False)
-    for table in (services_table(now), _workers_table(now)):
-        console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(services_table(now))
+    console.print(_workers_table(now))
     table = now.flow_table
     console.print(
         f"flow table: {table.used:,} of {table.capacity:,} flows, {table.evictions:,} evicted;"

@@ -135,6 +135,7 @@ class Daemon:
                     for work in (
                         children.watch(),
                         self.sweeper.run(),
+                        self.checker.run(),
                         self._publish_changes(),
                         self._reloads(),
                     )

@@ -27,11 +27,11 @@ _OPTIONS = (
                  help="Backend; may be repeated."),
     click.option("--port", "ports", metavar="PROTOCOL[/PORT]", multiple=True,
                  help="Balance only tcp/80, udp/53, icmp...; may be repeated. Default: everything."),
-    click.option("--check-port", type=click.IntRange(1, 65_535), metavar="PORT",
-                 help="Check backends by connecting to this TCP port."),
-    click.option("--workers", type=int, metavar="N", help="Worker processes. Default: one for each core."),
-    click.option("--first-queue", type=int, metavar="N", help="Number of the first netfilter queue."),
-    click.option("-Q", "queue_length", type=int, metavar="LEN", help="Packets that may wait in a queue."),
+    click.option("--check-port", metavar="PORT",
+                 help="Check backends by connecting to this TCP port; wins over the file."),
+    click.option("--workers", metavar="N", help="Worker processes. Default: one for each core."),
+    click.option("--first-queue", metavar="N", help="Number of the first netfilter queue."),
+    click.option("-Q", "queue_length", metavar="LEN", help="Packets that may wait in a queue."),
     click.option("-U", "--user", metavar="USER", help="User that workers run as. Default: nobody."),
     click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"])),
     click.option("--metrics", "metrics_listen", metavar="HOST:PORT",
@@ -52,9 +52,7 @@ _OVERRIDES = {
 def _source(values: dict[str, Any]) -> Source:
     """Take the options above out of a command's parameters."""
     overrides = tuple(
-        (name, value, f"{flag} {value}")
-        for name, flag in _OVERRIDES.items()
-        if (value := values.pop(name)) is not None
+        (name, value, flag) for name, flag in _OVERRIDES.items() if (value := values.pop(name)) is not None
     )
     asked: list[Family] = []
     if values.pop("ipv4"):

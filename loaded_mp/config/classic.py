@@ -1,56 +1,60 @@
 """The classic files, `loaded.config` and `loaded.config6`: shell scripts whose assignments are the settings.
 
 They are never executed. An assignment is `NAME=value` at the beginning of a line, without spaces around `=`;
-whatever else is in the script is passed over.
+whatever else is in the script is passed over. A shell would go by the last assignment of a name, and so does
+this reader; `server4`, `server6` and `NS` may be repeated.
 """
 
 import re
 import shlex
 from collections.abc import Callable
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Any, Literal
 
-from loaded_mp.config.draft import Draft, Location, Place
+from loaded_mp.config.draft import Draft, Location, Place, found
 from loaded_mp.config.errors import ConfigError, Mistake
 
 Family = Literal[4, 6]
 
-_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\s*)=(.*)")
 #: Names that mean the same in both families' files; those with 4 or 6 in them belong to one.
 _COMMON = {
     "NS", "FIRST_CORE", "LAST_CORE", "public_NIC", "private_NIC", "private_GW", "public_GW", "broadcast",
     "nfq_len", "strategy", "port_alive", "check_cycle",
 }  # fmt: skip
 _STRATEGIES = {"rr": "rr", "wrr": "wrr", "weighted": "wrr"}
-_WEIGHT = re.compile(r"weight=(\d+)")
+_WEIGHT = re.compile(r"weight=(.*)")
 
 
 class _File:
-    """The assignments of one file."""
+    """The assignments of one file that concern one family."""
 
     def __init__(self, path: Path, family: Family, text: str) -> None:
         self.path = path
         self.family = family
-        self.failover = False
+        self.failover: Place | None = None  #: where the checks are switched on
         self.values: dict[str, list[tuple[int, list[str]]]] = {}  #: name -> line and words, as often as given
         self.mistakes: list[Mistake] = []
         known = _COMMON | {f"VIP{family}", f"VIP{family}net", f"RIP{family}", f"server{family}"}
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             assignment = _ASSIGNMENT.match(line)
             if assignment and assignment[1] in known:
-                self._assign(number, assignment[1], assignment[2])
+                self._assign(number, *assignment.groups())
             elif line.split("#")[0].strip() == "failover":
-                self.failover = True
+                self.failover = self.place(number, "failover")
 
-    def _assign(self, number: int, name: str, text: str) -> None:
+    def _assign(self, number: int, name: str, space: str, text: str) -> None:
         try:
-            words = shlex.split(text, comments=True)
-        except ValueError as error:
-            self.wrong(number, name, f"found {text!r}, expected closed quotes ({error})")
+            # Quotes may hold several words, as in NS="192.0.2.53 192.0.2.54".
+            words = [word for quoted in shlex.split(text, comments=True) for word in quoted.split()]
+        except ValueError:
+            self.wrong(number, name, f"found {found(text)}, expected closed quotes")
             return
         if any(c in word for word in words for c in "$`"):
-            self.wrong(number, name, f"found {text!r}, expected a plain value: the file is not executed")
+            self.wrong(number, name, f"found {found(text)}, expected a plain value: nothing here is executed")
+        elif space or text[:1].isspace():
+            self.wrong(number, name, f"found a space beside =, expected {name}=VALUE")
         elif not words:
             self.wrong(number, name, "found nothing, expected a value")
         else:
@@ -63,13 +67,25 @@ class _File:
         self.mistakes.append(Mistake(f"{self.path}:{number}", name, text))
 
     def last(self, name: str) -> tuple[int, str] | None:
-        """Line and value of a name's last assignment, which is what a shell would go by."""
+        """Line and value of a name's last assignment."""
         if name not in self.values:
             return None
         number, words = self.values[name][-1]
         if len(words) > 1:
-            self.wrong(number, name, f"found {' '.join(words)!r}, expected one word")
+            self.wrong(number, name, f"found {found(' '.join(words))}, expected one word")
         return number, words[0]
+
+    def of_family(self, name: str) -> list[tuple[int, str]]:
+        """Lines and words of a name that holds addresses; what is of the other family is the other's."""
+        assigned = [(number, word) for number, words in self.values.get(name, ()) for word in words]
+        return [each for each in assigned if not self.is_foreign(each[1])]
+
+    def is_foreign(self, word: str) -> bool:
+        """Whether a word is an address of the other family."""
+        try:
+            return ip_address(word.partition("/")[0]).version != self.family
+        except ValueError:
+            return False
 
 
 def read_classic(path: Path, family: Family, failover: bool = False) -> Draft:
@@ -81,37 +97,37 @@ def read_classic(path: Path, family: Family, failover: bool = False) -> Draft:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise ConfigError(Mistake(str(path), "", f"cannot be read: {error.strerror}")) from error
+    except ValueError as error:  # a path with a NUL
+        raise ConfigError(Mistake(str(path), "", f"cannot be read: {error}")) from error
     file = _File(path, family, text)
-    file.failover = file.failover or failover
+    if failover and not file.failover:
+        file.failover = Place("-f", "")
     return _draft(file)
 
 
 def _draft(file: _File) -> Draft:
-    draft = Draft({"services": [{"name": f"ipv{file.family}"}], "network": {}}, whole=str(file.path))
+    family = file.family
+    draft = Draft({"services": [{"name": f"ipv{family}"}], "network": {}}, whole=str(file.path))
     draft.mistakes = file.mistakes
+    for name, key in (("VIP", "vips"), ("server", "backends")):
+        draft.places["services", 0, key] = Place(str(file.path), f"{name}{family}")
 
     def put(name: str, location: Location, convert: Callable[[str], Any] = str) -> None:
-        if found := file.last(name):
-            _set(draft, location, convert(found[1]), file.place(found[0], name))
+        if assigned := file.last(name):
+            _set(draft, location, convert(assigned[1]), file.place(assigned[0], name))
 
-    family = file.family
-    vip_prefix = _prefix(file, f"VIP{family}net")
-    backend_prefix = _prefix(file, f"RIP{family}")
-    put(f"VIP{family}", ("services", 0, "vips"), lambda value: [value + vip_prefix])
-    put("strategy", ("services", 0, "scheduler"), lambda value: _STRATEGIES.get(value, value))
     put("public_NIC", ("network", "public_interface"))
     put("private_NIC", ("network", "private_interface"))
-    put("public_GW", ("network", "public_addresses"), lambda value: [value + vip_prefix])
-    put("private_GW", ("network", "private_addresses"), lambda value: [value + backend_prefix])
     if family == 4:
         put("broadcast", ("network", "broadcast"))
     put("nfq_len", ("queue_length",))
     put("FIRST_CORE", ("first_queue",))
     put("FIRST_CORE", ("first_core",))
     put("LAST_CORE", ("last_core",))
-    _put_backend_network(file, draft)
+    _put_strategy(file, draft)
+    _put_vip(file, draft)
+    _put_addresses(file, draft)
     _put_workers(draft)
-    _put_name_servers(file, draft)
     _put_backends(file, draft)
     _put_check(file, draft)
     return draft
@@ -125,53 +141,113 @@ def _set(draft: Draft, location: Location, value: Any, place: Place) -> None:
     draft.places[location] = place
 
 
+def _put_strategy(file: _File, draft: Draft) -> None:
+    if assigned := file.last("strategy"):
+        number, value = assigned
+        if value in _STRATEGIES:
+            draft.data["services"][0]["scheduler"] = _STRATEGIES[value]
+        else:
+            file.wrong(number, "strategy", f"found {found(value)}, expected rr, weighted or wrr")
+
+
 def _prefix(file: _File, name: str) -> str:
     """`/24` from a network, a netmask or a prefix length; empty if the name is not assigned."""
-    found = file.last(name)
-    if not found:
+    assigned = file.last(name)
+    if not assigned:
         return ""
-    text = found[1].rpartition("/")[2] if "/" in found[1] else found[1]
-    zero = "0.0.0.0" if file.family == 4 else "::"
+    number, value = assigned
+    network: type[IPv4Network | IPv6Network] = IPv4Network if file.family == 4 else IPv6Network
+    address, _, length = value.rpartition("/")
     try:
-        return f"/{ip_network(f'{zero}/{text}').prefixlen}"
+        return f"/{network(f'{address or network(0).network_address}/{length}', strict=False).prefixlen}"
     except ValueError:
-        file.wrong(found[0], name, f"found {found[1]!r}, expected a network, a netmask or a prefix length")
+        file.wrong(number, name, f"found {found(value)}, expected a network, a netmask or a prefix length")
         return ""
 
 
-def _put_backend_network(file: _File, draft: Draft) -> None:
-    found = file.last(f"RIP{file.family}")
-    if found and "/" in found[1] and not found[1].startswith("/"):
-        place = file.place(found[0], f"RIP{file.family}")
-        _set(draft, ("network", "backend_networks"), [found[1]], place)
+def _put_vip(file: _File, draft: Draft) -> None:
+    name = f"VIP{file.family}"
+    prefix = _prefix(file, f"{name}net")
+    if assigned := file.last(name):
+        number, value = assigned
+        draft.places["services", 0, "vips"] = file.place(number, name)
+        if not _refused(file, number, name, value):
+            draft.data["services"][0]["vips"] = [_with_prefix(value, prefix)]
+    _put_of_family(file, draft, "public_GW", "public_addresses", prefix)
+
+
+def _put_addresses(file: _File, draft: Draft) -> None:
+    """What lies on the backends' side."""
+    name = f"RIP{file.family}"
+    prefix = _prefix(file, name)
+    _put_of_family(file, draft, "private_GW", "private_addresses", prefix)
+    _put_of_family(file, draft, "NS", "name_servers")
+    if prefix and (assigned := file.last(name)):
+        number, value = assigned
+        _set(
+            draft,
+            ("network", "backend_networks"),
+            _backend_networks(file, value, prefix),
+            file.place(number, name),
+        )
+
+
+def _backend_networks(file: _File, value: str, prefix: str) -> list[str]:
+    """The network that RIP4 names; if it only gives the length, the one that an address of it lies in."""
+    if value.rpartition("/")[0]:
+        return [value]
+    inside = file.of_family("private_GW")[-1:] or file.of_family(f"server{file.family}")[:1]
+    try:
+        return [str(ip_interface(_with_prefix(inside[0][1], prefix)).network)] if inside else []
+    except ValueError:  # said of the address itself
+        return []
+
+
+def _put_of_family(file: _File, draft: Draft, name: str, key: str, prefix: str | None = None) -> None:
+    """Addresses under a name that both families share; the last one, if it takes a prefix length."""
+    assigned = file.of_family(name) if prefix is None else file.of_family(name)[-1:]
+    if assigned:
+        draft.data["network"][key] = [_with_prefix(word, prefix or "") for _, word in assigned]
+        for row, (number, _) in enumerate(assigned):
+            draft.places["network", key, row] = file.place(number, name)
+
+
+def _with_prefix(address: str, prefix: str) -> str:
+    return address if "/" in address else address + prefix
+
+
+def _refused(file: _File, number: int, name: str, address: str) -> bool:
+    """Whether it is an address of the other family, which is said then."""
+    if foreign := file.is_foreign(address):
+        file.wrong(number, name, f"found {found(address)}, expected an IPv{file.family} address")
+    return foreign
 
 
 def _put_workers(draft: Draft) -> None:
     first, last = draft.data.get("first_core", ""), draft.data.get("last_core", "")
-    if first.isdecimal() and last.isdecimal() and int(last) >= int(first):
-        draft.data["workers"] = int(last) - int(first) + 1
-        draft.places[("workers",)] = draft.places[("last_core",)]
-
-
-def _put_name_servers(file: _File, draft: Draft) -> None:
-    servers = [(number, word) for number, words in file.values.get("NS", ()) for word in words]
-    if servers:
-        draft.data["network"]["name_servers"] = [word for _, word in servers]
-        for row, (number, _) in enumerate(servers):
-            draft.places[("network", "name_servers", row)] = file.place(number, "NS")
+    try:
+        workers = int(last) - int(first) + 1
+    except ValueError:  # said of the values themselves
+        return
+    if workers > 0:
+        draft.data["workers"] = workers
+        draft.places["workers",] = draft.places["last_core",]
 
 
 def _put_backends(file: _File, draft: Draft) -> None:
     name = f"server{file.family}"
     backends: list[dict[str, str]] = []
     for number, words in file.values.get(name, ()):
+        if _refused(file, number, name, words[0]):
+            draft.places["services", 0, "backends"] = file.place(number, name)
+            continue
         backend = {"address": words[0]}
         for word in words[1:]:
             weight = _WEIGHT.fullmatch(word)
             if weight:
                 backend["weight"] = weight[1]
             else:
-                file.wrong(number, name, f"found {word!r} after the address, expected weight=N")
+                file.wrong(number, name, f"found {found(word)} after the address, expected weight=N")
         draft.places["services", 0, "backends", len(backends)] = file.place(number, name)
         backends.append(backend)
     draft.data["services"][0]["backends"] = backends
@@ -181,8 +257,8 @@ def _put_check(file: _File, draft: Draft) -> None:
     if not file.failover:
         return
     draft.data["services"][0]["check"] = check = {}
-    draft.places["services", 0, "check"] = Place(str(file.path), "port_alive")
+    draft.places["services", 0, "check"] = Place(file.failover.place, "port_alive")
     for name, key in (("port_alive", "port"), ("check_cycle", "interval_s")):
-        if found := file.last(name):
-            check[key] = found[1]
-            draft.places["services", 0, "check", key] = file.place(found[0], name)
+        if assigned := file.last(name):
+            check[key] = assigned[1]
+            draft.places["services", 0, "check", key] = file.place(assigned[0], name)

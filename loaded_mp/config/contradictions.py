@@ -1,32 +1,96 @@
-"""What is wrong with a configuration whose single values are all right."""
+"""What contradicts itself in a configuration.
 
-from collections.abc import Iterator
-from ipaddress import IPv6Address
+This looks at data that is not checked yet, so that contradictions are reported together with values that are
+wrong by themselves. A wrong value takes no part here, and nothing is called absent that may only be misspelt.
+"""
 
-from loaded_mp.config.model import Address, Config, Listener, Service
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_interface
+from typing import Any, TypeVar
+
+from loaded_mp.config.model import Address, Interface, Listener
 
 Contradiction = tuple[tuple[str | int, ...], str]
+T = TypeVar("T")
 
 
-def contradictions(config: Config) -> Iterator[Contradiction]:
-    """All of them, each with the location in the model that it is best reported at."""
-    if (config.first_core, config.last_core) != (None, None):
-        if config.first_core is None:
-            yield ("last_core",), "expected first_core beside it"
-        elif config.last_core is not None and config.last_core < config.first_core:
-            yield (
-                ("last_core",),
-                f"found {config.last_core}, expected first_core ({config.first_core}) or more",
-            )
-    if config.first_queue + (config.workers or 1) > 65_536:
-        yield ("first_queue",), "queue numbers end at 65535: expected fewer workers or a lower first_queue"
-    names: set[str] = set()
-    for number, service in enumerate(config.services):
-        if service.name in names:
-            yield ("services", number, "name"), f"found {service.name!r} twice, expected a name of its own"
-        names.add(service.name)
-        yield from _within(number, service)
-    yield from _between(config)
+@dataclass(frozen=True)
+class _Service:
+    """What could be read of a service."""
+
+    number: int
+    name: str
+    vips: dict[int, Interface]  #: by their row
+    listen: tuple[Listener, ...] | None  #: None: it could not be read
+    backends: dict[int, Address]  #: by their row
+    whole: bool  #: every VIP and backend could be read
+
+
+def contradictions(data: dict[str, Any]) -> Iterator[Contradiction]:
+    """All of them, each with the location in the shape of Config that it is best reported at."""
+    yield from _numbers(data)
+    services = [_service(number, table) for number, table in _tables(data.get("services"))]
+    for earlier, service in enumerate(services):
+        if service.name and service.name in {each.name for each in services[:earlier]}:
+            place = ("services", service.number, "name")
+            yield place, f"found {service.name!r} twice, expected a name of its own"
+        yield from _within(service)
+        yield from _between(service, services[:earlier])
+    backends = {backend for service in services for backend in service.backends.values()}
+    for service in services:
+        for row, vip in service.vips.items():
+            if vip.ip in backends:
+                yield (
+                    ("services", service.number, "vips", row),
+                    f"{vip.ip} is a backend too, expected an address of its own",
+                )
+
+
+def _read(read: Callable[[Any], T], value: object) -> T | None:
+    try:
+        return read(value)
+    except (ValueError, TypeError):
+        return None
+
+
+def _address(read: Callable[[Any], T], value: object) -> T | None:
+    """Numbers are addresses for the ipaddress module, but not in a configuration."""
+    return _read(read, value) if isinstance(value, str) else None
+
+
+def _tables(value: object) -> list[tuple[int, dict[str, Any]]]:
+    return [(row, each) for row, each in enumerate(_list(value)) if isinstance(each, dict)]
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _service(number: int, table: dict[str, Any]) -> _Service:
+    vips = {row: _address(ip_interface, each) for row, each in enumerate(_list(table.get("vips")))}
+    rows = _tables(table.get("backends"))
+    backends = {row: _address(ip_address, each.get("address")) for row, each in rows}
+    listen = [_read(Listener.model_validate, each) for each in _list(table.get("listen", []))]
+    return _Service(
+        number,
+        name if isinstance(name := table.get("name"), str) else "",
+        {row: vip for row, vip in vips.items() if vip},
+        tuple(each for each in listen if each) if all(listen) else None,
+        {row: backend for row, backend in backends.items() if backend},
+        bool(vips and backends) and all(vips.values()) and all(backends.values()),
+    )
+
+
+def _numbers(data: dict[str, Any]) -> Iterator[Contradiction]:
+    first_core, last_core = (_read(int, data.get(name)) for name in ("first_core", "last_core"))
+    if last_core is not None and data.get("first_core") is None:
+        yield ("last_core",), "expected the first core beside it"
+    if first_core is not None and last_core is not None and last_core < first_core:
+        yield ("last_core",), f"found {last_core}, expected {first_core} or more, the first core"
+    first_queue, workers = (_read(int, data.get(name)) for name in ("first_queue", "workers"))
+    if (first_queue or 0) <= 65_535 < (first_queue or 0) + (workers or 1) - 1:
+        yield ("first_queue",), "queue numbers end at 65535: expected fewer workers or a lower first queue"
 
 
 def _odd(address: Address) -> str:
@@ -39,31 +103,36 @@ def _odd(address: Address) -> str:
     return ""
 
 
-def _within(number: int, service: Service) -> Iterator[Contradiction]:
-    here = ("services", number)
-    for row, vip in enumerate(service.vips):
-        if text := _odd(vip.ip):
-            yield (*here, "vips", row), text
-        if not any(backend.address.version == vip.version for backend in service.backends):
-            yield (
-                (*here, "vips", row),
-                f"no backend has an IPv{vip.version} address, expected one for {vip.ip}",
-            )
+def _within(service: _Service) -> Iterator[Contradiction]:
+    here = ("services", service.number)
+    served = {backend.version for backend in service.backends.values()}
+    offered = {vip.version for vip in service.vips.values()}
     seen: set[Address] = set()
-    for row, backend in enumerate(service.backends):
-        place = (*here, "backends", row, "address")
-        if text := _odd(backend.address):
+    for row, vip in service.vips.items():
+        place: tuple[str | int, ...] = (*here, "vips", row)
+        if text := _odd(vip.ip):
             yield place, text
-        if backend.address in seen:
-            yield place, f"found {backend.address} twice in the service, expected it once (use weight)"
-        seen.add(backend.address)
-        if not any(vip.version == backend.address.version for vip in service.vips):
-            family = backend.address.version
-            yield place, f"no VIP has an IPv{family} address, expected one for {backend.address}"
+        if service.whole and vip.version not in served:
+            yield place, f"no backend has an IPv{vip.version} address, expected one for {vip.ip}"
+        if vip.ip in seen:
+            yield place, f"found {vip.ip} twice, expected it once"
+        seen.add(vip.ip)
+    seen = set()
+    for row, backend in service.backends.items():
+        place = (*here, "backends", row, "address")
+        if text := _odd(backend):
+            yield place, text
+        if service.whole and backend.version not in offered:
+            yield place, f"no VIP has an IPv{backend.version} address, expected one for {backend}"
+        if backend in seen:
+            yield place, f"found {backend} twice in the service, expected it once (use weight)"
+        seen.add(backend)
 
 
-def _overlap(one: tuple[Listener, ...], other: tuple[Listener, ...]) -> bool:
+def _overlap(one: tuple[Listener, ...] | None, other: tuple[Listener, ...] | None) -> bool:
     """Whether two services on the same VIP would both answer something; a catch-all gives way."""
+    if one is None or other is None:
+        return False
     if not one or not other:
         return not one and not other
     return any(
@@ -73,18 +142,13 @@ def _overlap(one: tuple[Listener, ...], other: tuple[Listener, ...]) -> bool:
     )
 
 
-def _between(config: Config) -> Iterator[Contradiction]:
-    backends = {backend.address for service in config.services for backend in service.backends}
-    for number, service in enumerate(config.services):
-        for row, vip in enumerate(service.vips):
-            place = ("services", number, "vips", row)
-            if vip.ip in backends:
-                yield place, f"{vip.ip} is a backend too, expected an address of its own"
-            for other in config.services[:number]:
-                if vip.ip in {each.ip for each in other.vips} and _overlap(service.listen, other.listen):
+def _between(service: _Service, earlier: list[_Service]) -> Iterator[Contradiction]:
+    for other in earlier:
+        if _overlap(service.listen, other.listen):
+            taken = {vip.ip for vip in other.vips.values()}
+            for row, vip in service.vips.items():
+                if vip.ip in taken:
                     yield (
-                        place,
+                        ("services", service.number, "vips", row),
                         f"{vip.ip} is answered by service {other.name!r} already, expected other ports",
                     )
-            if vip.ip in {each.ip for each in service.vips[:row]}:
-                yield place, f"found {vip.ip} twice, expected it once"

@@ -12,6 +12,8 @@ from loaded_mp.config.errors import ConfigError, Mistake
 from loaded_mp.config.model import Config
 
 Location = tuple[str | int, ...]  #: path in the nested data, as pydantic says it
+_LARGEST = 1 << 64
+_LONGEST = 100  #: characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,18 @@ class Draft:
     def config(self) -> Config:
         """The checked configuration. Raises ConfigError with all mistakes."""
         mistakes = list(self.mistakes)
+        said = {(each.place, each.key) for each in mistakes}
         try:
             config = Config.model_validate(self.data)
         except ValidationError as error:
             details = error.errors()
-            # A list whose items are wrong is called too short as well.
-            wrong = [
-                each for each in details if not (each["type"] == "too_short" and _has_more(each, details))
-            ]
-            mistakes += [self._mistake(each["loc"], _text(each)) for each in wrong]
-        else:
-            mistakes += [self._mistake(location, text) for location, text in contradictions(config)]
+            for each in details:
+                mistake = self._mistake(each["loc"], _text(each))
+                # What is absent because its wrong value was refused is not missed as well.
+                follows = (mistake.place, mistake.key) in said or _has_more(each, details)
+                if not (each["type"] in _ABSENT and follows):
+                    mistakes.append(mistake)
+        mistakes += [self._mistake(location, text) for location, text in contradictions(self.data)]
         if mistakes:
             raise ConfigError(*sorted(dict.fromkeys(mistakes), key=_line))
         return config
@@ -72,18 +75,44 @@ def _has_more(outer: ErrorDetails, details: list[ErrorDetails]) -> bool:
     return any(each["loc"][: len(outer["loc"])] == outer["loc"] and each is not outer for each in details)
 
 
+_ABSENT = ("missing", "too_short")
 _Explain = Callable[[ErrorDetails], str]
 _EXPLANATIONS: dict[str, _Explain] = {
     "missing": lambda _: "missing, expected a value",
     "too_short": lambda _: "found none, expected at least one",
     "extra_forbidden": lambda _: "no such setting",
-    "value_error": lambda error: f"found {error['input']!r}, {error['ctx']['error']}",
+    "value_error": lambda error: f"found {found(error['input'])}, {error['ctx']['error']}",
+}
+_WISHES = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "a list",
+    "model_type": "a table",
+    "string_pattern_mismatch": "letters, digits, and any of _ . -",
 }
 
 
 def _text(error: ErrorDetails) -> str:
     if explain := _EXPLANATIONS.get(error["type"]):
         return explain(error)
-    wish = error["msg"].removeprefix("Input should ").removeprefix("be ")
-    found = error["input"] if isinstance(error["input"], str | int | float | bool) else "something else"
-    return f"found {found!r}, expected {wish}"
+    wish = _WISHES.get(error["type"]) or error["msg"].removeprefix("Input should ").removeprefix("be ")
+    return f"found {found(error['input'])}, expected {wish}"
+
+
+def found(value: object) -> str:
+    """A value as a message shows it; a long one is not shown."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list | tuple):
+        return "a list"
+    # The interpreter refuses to write very large numbers (sys.set_int_max_str_digits).
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return "a huge number"
+    text = repr(value) if isinstance(value, str | int | float) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -16,9 +16,18 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
@@ -35,15 +44,15 @@ def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
             raise ValueError(f"expected {wanted}, in quotes")
         try:
             return read(value)
-        except ValueError as error:
-            raise ValueError(f"expected {wanted} ({error})") from None
+        except ValueError:
+            raise ValueError(f"expected {wanted}") from None
 
     return BeforeValidator(checked)
 
 
 _Address = Annotated[Address, _reader(ip_address, "an IPv4 or IPv6 address")]
 _Interface = Annotated[Interface, _reader(ip_interface, "an address, with or without a prefix length")]
-_Network = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24")]
+_Network = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
 
 Protocol = Literal["tcp", "udp", "icmp"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -53,16 +62,34 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 
 def _interface_name(name: str) -> str:
     """Refuse what the kernel refuses (net/core/dev.c, dev_valid_name)."""
-    if not name or len(name) > 15 or name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
-        raise ValueError("expected the name of a network interface, 1 to 15 characters")
+    refused = any(c in "/:" or c.isspace() or not c.isprintable() for c in name)
+    if refused or not 1 <= len(name.encode()) <= 15 or name in (".", ".."):
+        raise ValueError("expected the name of a network interface, 1 to 15 bytes")
     return name
 
 
 InterfaceName = Annotated[str, AfterValidator(_interface_name)]
 
 
+def _host_and_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if text and not (
+        colon and port.isdecimal() and 1 <= int(port) <= 65_535 and (bracketed or ":" not in host)
+    ):
+        raise ValueError("expected HOST:PORT, an IPv6 address in brackets")
+    return text
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation is not bool:
+            raise ValueError("expected no true or false")
+        return value
 
 
 class Listener(_Model):
@@ -88,6 +115,12 @@ class Listener(_Model):
         ):
             raise ValueError("expected a port or a range FIRST-LAST within 1-65535")
         return {"protocol": protocol, "first_port": int(first), "last_port": int(last or first)}
+
+    @model_validator(mode="after")
+    def _range_has_ports(self) -> Self:
+        if self.first_port > self.last_port:
+            raise ValueError("expected a last_port that is not below first_port")
+        return self
 
     def __str__(self) -> str:
         if (self.first_port, self.last_port) == (0, 65_535):
@@ -155,4 +188,6 @@ class Config(_Model):
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
     user: str = Field(default="nobody", min_length=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    metrics_listen: str = "127.0.0.1:9128"  #: HOST:PORT of /metrics; empty: none
+    metrics_listen: Annotated[str, AfterValidator(_host_and_port)] = (
+        "127.0.0.1:9128"  #: HOST:PORT of /metrics; empty: none
+    )

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loaded_mp.config.classic import Family, read_classic
 from loaded_mp.config.draft import Draft, Place
@@ -17,38 +16,48 @@ DEFAULT_FILES: dict[Family, Path] = {4: Path("loaded.config"), 6: Path("loaded.c
 
 @dataclass(frozen=True)
 class Source:
-    """A file or flags, and flags that win over the file."""
+    """A file or flags, and flags that win over the file. Values of flags are checked when it is loaded."""
 
     path: Path | None = None
     families: tuple[Family, ...] = (4,)  #: what is read of classic files
     vips: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
-    check_port: int | None = None
-    failover: bool = False  #: switch on the checks of a classic file
-    overrides: tuple[tuple[str, Any, str], ...] = ()  #: name in Config, value, flag
+    check_port: str | None = None  #: switches the checks on, for every service
+    failover: bool = False  #: switches on the checks of a classic file
+    overrides: tuple[tuple[str, str, str], ...] = ()  #: name in Config, value, flag
 
     def load(self) -> Config:
         """Read and check it, now. Raises ConfigError with all mistakes."""
         draft = self._draft()
         for name, value, flag in self.overrides:
             draft.data[name] = value
-            draft.places[name,] = Place(flag, "")
+            draft.places[name,] = Place(f"{flag} {value}", "")
+        if self.check_port is not None:
+            _check(draft, self.check_port)
         return draft.config()
 
     def _draft(self) -> Draft:
         if self.vips or self.backends:
+            draft = read_flags(self.vips, self.backends, self.ports)
             if self.path:
-                raise ConfigError(
-                    Mistake("flags", "", "found --config and --vip or --backend, expected one way")
-                )
-            return read_flags(self.vips, self.backends, self.ports, self.check_port)
-        if self.ports or self.check_port:
-            raise ConfigError(Mistake("flags", "", "--port and --check-port belong to --vip and --backend"))
+                text = "found a file and --vip or --backend, expected one of them"
+                draft.mistakes.append(Mistake(f"-c {self.path}", "", text))
+            if self.failover and self.check_port is None:
+                draft.mistakes.append(Mistake("-f", "", "expected --check-port PORT beside it"))
+            return draft
         if self.path and self.path.suffix == ".toml":
-            return read_toml(self.path)
-        drafts = [self._classic(family) for family in self.families]
-        return drafts[0] if len(drafts) == 1 else _joined(drafts)
+            draft = read_toml(self.path)
+            if self.failover and self.check_port is None:
+                text = "expected --check-port PORT beside it, or [service.check] in the file instead of it"
+                draft.mistakes.append(Mistake("-f", "", text))
+        else:
+            drafts = [self._classic(family) for family in self.families]
+            draft = drafts[0] if len(drafts) == 1 else _joined(drafts)
+        for port in self.ports:
+            text = "belongs to --vip and --backend; in a TOML file `listen` says it"
+            draft.mistakes.append(Mistake(f"--port {port}", "", text))
+        return draft
 
     def _classic(self, family: Family) -> Draft:
         path = self.path or DEFAULT_FILES[family]
@@ -63,21 +72,32 @@ class Source:
         return read_classic(path, family, self.failover)
 
 
+def _check(draft: Draft, port: str) -> None:
+    """Check the backends of every service at a port, whatever else is said of the check."""
+    services = draft.data.get("services")
+    for number, service in enumerate(services if isinstance(services, list) else ()):
+        if isinstance(service, dict):
+            check = service.get("check")
+            service["check"] = {**(check if isinstance(check, dict) else {}), "port": port}
+            draft.places["services", number, "check", "port"] = Place(f"--check-port {port}", "")
+
+
 def _joined(drafts: list[Draft]) -> Draft:
     """Both families' files as one configuration: a service for each; of other settings the first counts."""
     joined = Draft({"services": [], "network": {}}, whole=drafts[0].whole)
+    network = joined.data["network"]
     for number, draft in enumerate(drafts):
-        joined.data["services"] += draft.data["services"]
+        there = {name: len(value) for name, value in network.items() if isinstance(value, list)}
         for name, value in draft.data["network"].items():
-            there = joined.data["network"].get(name)
-            if there is None:
-                joined.data["network"][name] = value
-            elif isinstance(value, list):
-                joined.data["network"][name] = there + [each for each in value if each not in there]
-        for name, value in draft.data.items():
-            joined.data.setdefault(name, value)
+            network[name] = network[name] + value if name in there else network.get(name, value)
+        joined.data = {**draft.data, **joined.data}
+        joined.data["services"] += draft.data["services"]
         for location, place in draft.places.items():
-            here = ("services", number, *location[2:]) if location[0] == "services" else location
+            here = location
+            if location[0] == "services":
+                here = ("services", number, *location[2:])
+            elif len(location) == 3 and isinstance(location[2], int):
+                here = (*location[:2], location[2] + there.get(str(location[1]), 0))
             joined.places.setdefault(here, place)
         joined.mistakes += draft.mistakes
     return joined

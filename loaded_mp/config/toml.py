@@ -1,5 +1,6 @@
 """Configuration in TOML: `[network]`, `[[service]]`, `[[service.backend]]`, `[service.check]`."""
 
+import json
 import re
 import tomllib
 from collections import Counter
@@ -10,18 +11,19 @@ from loaded_mp.config.draft import Draft, Location, Place
 from loaded_mp.config.errors import ConfigError, Mistake
 from loaded_mp.config.model import Config
 
-#: Tables that repeat have singular names in the file.
-_SPELLING = {"services": "service", "backends": "backend"}
-_PLURAL = {singular: plural for plural, singular in _SPELLING.items()}
-_HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\-\s]+?)\s*\]")
-_KEY = re.compile(r"\s*([\w\-]+)\s*=")
+#: Tables that repeat have singular names in the file. Both ways, so that the plural is unknown in the file.
+_SPELLING = {"services": "service", "service": "services", "backends": "backend", "backend": "backends"}
+_HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\-\s\"']+?)\s*\]")
+_KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
 
 
 def read_toml(path: Path) -> Draft:
     """What a TOML file says. Raises ConfigError if it cannot be read or is not TOML."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(Mistake(str(path), "", f"cannot be read: {error.strerror}")) from error
+    except ValueError as error:  # a byte that UTF-8 has not, or a path with a NUL
         raise ConfigError(Mistake(str(path), "", f"cannot be read: {error}")) from error
     return parse_toml(text, str(path))
 
@@ -29,23 +31,24 @@ def read_toml(path: Path) -> Draft:
 def parse_toml(text: str, name: str) -> Draft:
     """What the text of the file `name` says. Raises ConfigError if it is not TOML."""
     try:
-        data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        data = _with_model_names(tomllib.loads(text))
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         line = re.search(r"\(at line (\d+)", str(error))
         place = f"{name}:{line[1]}" if line else name
         raise ConfigError(Mistake(place, "", f"not TOML: {error}")) from error
-    return Draft(_with_model_names(data), _places(text, name), name, [], _SPELLING)
+    services = data.get("services")
+    if isinstance(services, list):
+        data["services"] = [_with_model_names(each) if isinstance(each, dict) else each for each in services]
+    return Draft(data, _places(text, name), name, [], _SPELLING)
 
 
-def _with_model_names(data: dict[str, Any]) -> dict[str, Any]:
-    """The data with `service` and `backend` renamed to the fields of the model."""
-    renamed = {_PLURAL.get(key, key): value for key, value in data.items() if key not in _SPELLING}
-    for key in _PLURAL.values():
-        if isinstance(renamed.get(key), list):
-            renamed[key] = [
-                _with_model_names(each) if isinstance(each, dict) else each for each in renamed[key]
-            ]
-    return renamed
+def _with_model_names(table: dict[str, Any]) -> dict[str, Any]:
+    return {_SPELLING.get(key, key): value for key, value in table.items()}
+
+
+def _parts(dotted: str) -> list[str]:
+    names = (part.strip(" \t\"'") for part in dotted.split("."))
+    return [_SPELLING.get(name, name) for name in names]
 
 
 def _places(text: str, name: str) -> dict[Location, Place]:
@@ -53,23 +56,21 @@ def _places(text: str, name: str) -> dict[Location, Place]:
     places: dict[Location, Place] = {}
     counts: Counter[Location] = Counter()
     table: Location = ()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.match(line):
             table = ()
-            parts = [_PLURAL.get(part.strip(), part.strip()) for part in header[2].split(".")]
+            parts = _parts(header[2])
             for depth, part in enumerate(parts, 1):
                 table = (*table, part)
                 if header[1] == "[[" and depth == len(parts):
                     counts[table] += 1
                 if counts[table]:
                     table = (*table, counts[table] - 1)
-            if header[1] == "[[":
-                # The tables inside a new table are counted anew.
-                for counted in [each for each in counts if each[: len(table)] == table]:
-                    del counts[counted]
             places[table] = Place(f"{name}:{number}")
+            if header[1] == "[[":
+                places.setdefault(table[:-1], places[table])
         elif key := _KEY.match(line):
-            places.setdefault((*table, _PLURAL.get(key[1], key[1])), Place(f"{name}:{number}"))
+            places.setdefault((*table, *_parts(key[1])), Place(f"{name}:{number}"))
     return places
 
 
@@ -80,8 +81,8 @@ def _value(value: Any) -> str:
         return str(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    # What JSON escapes, TOML reads the same; DEL is the one character that only TOML wants escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _table(model: Any, skip: tuple[str, ...] = ()) -> list[str]:

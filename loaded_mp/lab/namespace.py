@@ -79,15 +79,14 @@ class Namespace:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             with contextlib.suppress(TimeoutError):
-                wait_until(self._all_ended, f"the processes in {self.name} end", _STOP_S)
+                wait_until(lambda: not self.processes(), f"the processes in {self.name} end", _STOP_S)
                 break
+        for process in self._running:
+            process.wait(_STOP_S)
+            if process.stdout:
+                process.stdout.close()
         with contextlib.suppress(RuntimeError):
             _ip("netns", "delete", self.name)
-
-    def _all_ended(self) -> bool:
-        for process in self._running:
-            process.poll()
-        return not self.processes()
 
 
 def connect(one: Namespace, interface: str, other: Namespace, other_interface: str, mtu: int = 1500) -> None:

@@ -4,7 +4,8 @@ import importlib
 import sys
 
 import click
-from click.shell_completion import get_completion_class
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem, get_completion_class
 
 from loaded_mp import __version__
 from loaded_mp.cli.options import load_or_exit, source_options
@@ -40,6 +41,12 @@ class _Commands(click.Group):
         command: click.Command = module.command
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        commands = [
+            CompletionItem(name, help=text) for name, text in _COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -71,8 +78,16 @@ def main(context: click.Context, source: Source, debug: bool, network_setup: boo
       0  all went well
       1  it failed; the last line says why
       2  wrong usage, or mistakes in the configuration
+
+    \b
+    Commands and options complete in your shell after
+      eval "$(loaded-mp completion bash)"          or zsh, or fish
     """
     if context.invoked_subcommand:
+        if any(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in context.params):
+            raise click.UsageError(
+                f"options belong behind the command: loaded-mp {context.invoked_subcommand} ..."
+            )
         return
     config = load_or_exit(source)
     from loaded_mp.cli.run import run  # noqa: PLC0415 (numba takes its time, and --help need not wait)

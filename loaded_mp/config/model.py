@@ -52,6 +52,7 @@ def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
 
 _Address = Annotated[Address, _reader(ip_address, "an IPv4 or IPv6 address")]
 _Interface = Annotated[Interface, _reader(ip_interface, "an address, with or without a prefix length")]
+_Broadcast = Annotated[IPv4Address, _reader(IPv4Address, "an IPv4 address")]
 _Network = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
 
 Protocol = Literal["tcp", "udp", "icmp"]
@@ -102,19 +103,20 @@ class Listener(_Model):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if isinstance(value, dict | Listener):
             return value
+        if not isinstance(value, str):
+            raise ValueError("expected text as in tcp/80")
         protocol, slash, ports = value.strip().partition("/")
         if protocol not in ("tcp", "udp", "icmp") or (slash and protocol == "icmp"):
             raise ValueError("expected tcp, udp or icmp, for tcp and udp with /PORT or /FIRST-LAST")
         if not slash:
             return {"protocol": protocol}
-        first, _, last = ports.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()) or not (
-            1 <= int(first) <= int(last or first) <= 65_535
-        ):
+        first, dash, last = ports.partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last) <= 65_535:
             raise ValueError("expected a port or a range FIRST-LAST within 1-65535")
-        return {"protocol": protocol, "first_port": int(first), "last_port": int(last or first)}
+        return {"protocol": protocol, "first_port": int(first), "last_port": int(last)}
 
     @model_validator(mode="after")
     def _range_has_ports(self) -> Self:
@@ -155,6 +157,7 @@ class Service(_Model):
     vips: tuple[_Interface, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
     scheduler: Literal["rr", "wrr"] = "wrr"
+    forwarding: Literal["rewrite", "conntrack"] = "rewrite"  #: who writes the addresses: workers, the kernel
     tcp_idle_s: IdleSeconds = 900
     udp_idle_s: IdleSeconds = 300
     other_idle_s: IdleSeconds = 60
@@ -171,7 +174,7 @@ class NetworkSetup(_Model):
     private_addresses: tuple[_Interface, ...] = ()  #: the gateways of the backends
     backend_networks: tuple[_Network, ...] = ()  #: empty: the addresses of the backends one by one
     name_servers: tuple[_Address, ...] = ()  #: queries of backends to these are never queued
-    broadcast: IPv4Address | None = None  #: of the backends' network, for those who look for backends by ping
+    broadcast: _Broadcast | None = None  #: of the backends' network, for those who look for backends by ping
     masquerade: bool = True  #: what backends start themselves leaves under the balancer's address
 
 

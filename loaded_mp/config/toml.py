@@ -13,6 +13,7 @@ from loaded_mp.config.model import Config
 
 #: Tables that repeat have singular names in the file. Both ways, so that the plural is unknown in the file.
 _SPELLING = {"services": "service", "service": "services", "backends": "backend", "backend": "backends"}
+_DEPTH = 4  #: of the deepest table, as ("services", 0, "backends", 0)
 _HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\-\s\"']+?)\s*\]")
 _KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
 
@@ -33,13 +34,19 @@ def parse_toml(text: str, name: str) -> Draft:
     try:
         data = _with_model_names(tomllib.loads(text))
     except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
-        line = re.search(r"\(at line (\d+)", str(error))
-        place = f"{name}:{line[1]}" if line else name
-        raise ConfigError(Mistake(place, "", f"not TOML: {error}")) from error
+        raise ConfigError(Mistake(_place_of(error, text, name), "", f"not TOML: {error}")) from error
     services = data.get("services")
     if isinstance(services, list):
         data["services"] = [_with_model_names(each) if isinstance(each, dict) else each for each in services]
     return Draft(data, _places(text, name), name, [], _SPELLING)
+
+
+def _place_of(error: Exception, text: str, name: str) -> str:
+    """The line that tomllib names in its message."""
+    if line := re.search(r"\(at line (\d+)", str(error)):
+        return f"{name}:{line[1]}"
+    last = len(text.split("\n"))
+    return f"{name}:{last}" if "(at end of document)" in str(error) else name
 
 
 def _with_model_names(table: dict[str, Any]) -> dict[str, Any]:
@@ -66,9 +73,8 @@ def _places(text: str, name: str) -> dict[Location, Place]:
                     counts[table] += 1
                 if counts[table]:
                     table = (*table, counts[table] - 1)
-            places[table] = Place(f"{name}:{number}")
-            if header[1] == "[[":
-                places.setdefault(table[:-1], places[table])
+            for depth in range(1, _DEPTH + 1):
+                places.setdefault(table[:depth], Place(f"{name}:{number}"))
         elif key := _KEY.match(line):
             places.setdefault((*table, *_parts(key[1])), Place(f"{name}:{number}"))
     return places

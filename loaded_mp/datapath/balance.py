@@ -11,7 +11,9 @@ from loaded_mp.flows.siphash import siphash
 from loaded_mp.flows.table import FlowTable, find, flow_hash, insert, replace, touch, value_of
 from loaded_mp.memory.shared import NEW_FLOWS, TO_BACKEND_PACKETS, TO_CLIENT_PACKETS
 from loaded_mp.memory.snapshot import (
+    MARK,
     MAX_BACKENDS,
+    SERVICE_BY_CONNTRACK,
     SERVICE_OTHER_IDLE_S,
     SERVICE_SLOTS,
     SERVICE_SLOTS_AT,
@@ -184,27 +186,32 @@ def _count(shared: Shared, backend: int, packets_column: int, length: int) -> No
 @compiled
 def to_backend(
     packet: Bytes, start: int, header: Header, snapshot: Snapshot, shared: Shared, now_s: int
-) -> int:
-    """Give a well-formed packet for a VIP to its backend; what became of it as a Reason."""
+) -> tuple[int, int]:
+    """Give a well-formed packet for a VIP to its backend; what became of it as a Reason, and its mark.
+
+    The packet of a service that the kernel forwards gets a mark and stays as it is; the others get 0.
+    """
     version = header.version
     if header.kind == KIND_LINK:
-        return _LINK
+        return _LINK, 0
     high, low = read_address(packet, destination_at(version, start), version)
     vip = vip_row(snapshot, high, low)
     if vip < 0:
-        return _NO_SERVICE
+        return _NO_SERVICE, 0
     if header.kind == KIND_ERROR:
-        return _error_to_backend(packet, start, header, snapshot, shared, vip)
+        return _error_to_backend(packet, start, header, snapshot, shared, vip), 0
     source_port, destination_port = _numbers(packet, header)
     port = NO_PORT if header.kind == KIND_FRAGMENT else destination_port
     service = service_of(snapshot, vip, header.protocol, port)
     if service < 0:
-        return _NO_SERVICE
+        return _NO_SERVICE, 0
     client = read_address(packet, source_at(version, start), version)
     idle_s = _idle_s(snapshot, service, header.protocol)
     backend = _backend_for(snapshot, shared, service, client[0], client[1], now_s, idle_s)
     if backend < 0:
-        return _NO_BACKEND
+        return _NO_BACKEND, 0
+    if snapshot.services[service, SERVICE_BY_CONNTRACK]:
+        return _OK, MARK + backend
     address = snapshot.backend_bytes[backend, : address_length(version)]
     set_destination(packet, header, start, address)
     if snapshot.backend_flags[backend] & SHARED:
@@ -213,7 +220,7 @@ def to_backend(
         vip_id = int(np.int64(snapshot.vip_listeners[vip, 2]))
         _remember_vip(shared, flow, REPLY + vip_id, client, now_s, idle_s)
     _count(shared, backend, TO_BACKEND_PACKETS, header.end - start)
-    return _OK
+    return _OK, 0
 
 
 @compiled

@@ -102,31 +102,33 @@ def new_batch() -> Batch:
 @compiled
 def decide(
     buffer: Bytes, queued: Queued, snapshot: Snapshot, shared: Shared, now_s: int
-) -> tuple[int, bool, int]:
-    """Verdict on a packet, whether it was changed, and the Reason."""
+) -> tuple[int, bool, int, int]:
+    """Verdict on a packet, whether it was changed, its mark or 0, and the Reason."""
     start = queued.start
     header = parse(buffer, start, queued.end, queued.cut)
-    reason = header.reason
+    reason, mark = header.reason, 0
     from_client = queued.hook == HOOK_PREROUTING
     if reason == _OK:
         if from_client:
-            reason = to_backend(buffer, start, header, snapshot, shared, now_s)
+            reason, mark = to_backend(buffer, start, header, snapshot, shared, now_s)
         else:
             reason = to_client(buffer, start, header, snapshot, shared)
     if reason == _OK:
+        if mark:
+            return NF_ACCEPT, False, mark, _OK
         if queued.cut:
-            return NF_DROP, False, _CUT
+            return NF_DROP, False, 0, _CUT
         if not queued.checksum_ready:
             if header.kind != KIND_PORTS:
-                return NF_DROP, False, _CHECKSUM_UNFINISHED
+                return NF_DROP, False, 0, _CHECKSUM_UNFINISHED
             complete_checksum(buffer, header, start)
-        return NF_ACCEPT, True, reason
+        return NF_ACCEPT, True, 0, _OK
     if reason in (_NO_SERVICE, _NO_FLOW, _LINK):
-        return NF_ACCEPT, False, reason
+        return NF_ACCEPT, False, 0, reason
     # What backends, routers and this host send is theirs as long as no flow of ours is touched.
     if not from_client and reason in (_BAD_QUOTE, _UNKNOWN_EXTENSION, _CHECKSUM_COVERS_ADDRESSES):
-        return NF_ACCEPT, False, reason
-    return NF_DROP, False, reason
+        return NF_ACCEPT, False, 0, reason
+    return NF_DROP, False, 0, reason
 
 
 @compiled
@@ -200,9 +202,9 @@ def _handle(
         queued = read_message(batch.buffer, batch.halves, i * _SLOT, _message_length(batch, i))
         if queued.packet_id == 0:
             continue
-        verdict, changed, reason = decide(batch.buffer, queued, snapshot, shared, now_s)
+        verdict, changed, mark, reason = decide(batch.buffer, queued, snapshot, shared, now_s)
         reasons[reason] += np.uint64(1)
-        length = write_verdict(batch.buffer, batch.halves, queued, queue, verdict, changed)
+        length = write_verdict(batch.buffer, batch.halves, queued, queue, verdict, changed, mark)
         length = (length + 3) & ~3
         if waiting + length > _SEND_BYTES and verdicts > first:
             _send(descriptor, batch, row, first, verdicts - first)

@@ -19,7 +19,14 @@ _MESSAGE_HEADER = 20  # struct nlmsghdr and struct nfgenmsg
 _NLM_F_REQUEST = 1
 _SUBSYSTEM_QUEUE = 3 << 8
 _NFQNL_MSG_PACKET, _NFQNL_MSG_VERDICT, _NFQNL_MSG_VERDICT_BATCH = 0, 1, 3
-_NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_PAYLOAD, _NFQA_CAP_LEN, _NFQA_SKB_INFO = 1, 2, 10, 13, 14
+_NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_MARK, _NFQA_PAYLOAD, _NFQA_CAP_LEN, _NFQA_SKB_INFO = (
+    1,
+    2,
+    3,
+    10,
+    13,
+    14,
+)
 _NFQA_SKB_CSUMNOTREADY = 1
 #: The bits of an attribute's type that are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 _TYPE_MASK = 0x3FFF
@@ -96,20 +103,30 @@ def _write_verdict_header(buffer: Bytes, halves: Halves, at: int, verdict: int, 
 
 @compiled
 def write_verdict(
-    buffer: Bytes, halves: Halves, queued: Queued, queue: int, verdict: int, changed: bool
+    buffer: Bytes, halves: Halves, queued: Queued, queue: int, verdict: int, changed: bool, mark: int
 ) -> int:
-    """Put the verdict into the bytes just before the packet, which becomes its payload if `changed`.
+    """Put the verdict into the bytes before the packet, which becomes its payload if `changed`.
 
-    It begins at queued.start - VERDICT_HEADER; returns its length in bytes.
+    Otherwise the packet stays as it is and gets `mark`, unless that is 0; its first bytes here may be
+    overwritten. The verdict begins at queued.start - VERDICT_HEADER; returns its length in bytes.
     """
     at = queued.start - VERDICT_HEADER
-    length = VERDICT_HEADER + queued.end - queued.start if changed else VERDICT_HEADER - 4
+    length = VERDICT_HEADER - 4
+    if changed:
+        length += 4 + queued.end - queued.start
+    elif mark:
+        length += 8
     _write_header(halves, at, length, _NFQNL_MSG_VERDICT, queue)
     _write_verdict_header(buffer, halves, at + _MESSAGE_HEADER, verdict, queued.packet_id)
+    half = (queued.start - 4) // 2
     if changed:
-        half = (queued.start - 4) // 2
         halves[half] = np.uint16(4 + queued.end - queued.start)
         halves[half + 1] = np.uint16(_NFQA_PAYLOAD)
+    elif mark:
+        halves[half] = np.uint16(8)
+        halves[half + 1] = np.uint16(_NFQA_MARK)
+        for i in range(4):
+            buffer[queued.start + i] = np.uint8(mark >> (24 - 8 * i) & 0xFF)
     return length
 
 

@@ -24,7 +24,17 @@ MAX_SLOTS = 1 << 20
 # Columns of `listeners`.
 LISTENER_PROTOCOL, LISTENER_FIRST_PORT, LISTENER_LAST_PORT, LISTENER_SERVICE = range(4)
 # Columns of `services`.
-SERVICE_SLOTS_AT, SERVICE_SLOTS, SERVICE_TCP_IDLE_S, SERVICE_UDP_IDLE_S, SERVICE_OTHER_IDLE_S = range(5)
+(
+    SERVICE_SLOTS_AT,
+    SERVICE_SLOTS,
+    SERVICE_TCP_IDLE_S,
+    SERVICE_UDP_IDLE_S,
+    SERVICE_OTHER_IDLE_S,
+    SERVICE_BY_CONNTRACK,  # 1: packets are marked for the kernel's NAT, not rewritten
+) = range(6)
+_SERVICE_COLUMNS = 6
+#: Added to the backend id in a packet's mark, so that other programs' marks are told apart.
+MARK = 0x4C4D_0000
 # Values of `backend_flags`, to be added up.
 USABLE = 1  # up and not in maintenance: its flows stay
 SHARED = 2  # serves more than one (service, VIP): a reply alone does not say which
@@ -39,7 +49,7 @@ class Snapshot(NamedTuple):
     vip_bytes: npt.NDArray[np.uint8]  #: [MAX_VIPS, 16] by VIP id, network byte order, IPv4 in the first 4
     vip_rows: npt.NDArray[np.int32]  #: [MAX_VIPS] VIP id -> row of `vips`
     listeners: npt.NDArray[np.int32]  #: [MAX_LISTENERS, 4], see LISTENER_*; protocol 0: all of them
-    services: npt.NDArray[np.int32]  #: [MAX_SERVICES, 5] by service id, see SERVICE_*
+    services: npt.NDArray[np.int32]  #: [MAX_SERVICES, 6] by service id, see SERVICE_*
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int32]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int32]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service
@@ -57,7 +67,7 @@ _SHAPES: dict[str, tuple[npt.DTypeLike, tuple[int, ...]]] = {
     "vip_bytes": (np.uint8, (MAX_VIPS, 16)),
     "vip_rows": (np.int32, (MAX_VIPS,)),
     "listeners": (np.int32, (MAX_LISTENERS, 4)),
-    "services": (np.int32, (MAX_SERVICES, 5)),
+    "services": (np.int32, (MAX_SERVICES, _SERVICE_COLUMNS)),
     "slots": (np.uint16, (MAX_SLOTS,)),
     "backend_services": (np.int32, (MAX_BACKENDS,)),
     "backend_vips": (np.int32, (MAX_BACKENDS,)),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from loaded_mp.config.model import Address, Backend, Config, Service
 from loaded_mp.memory.snapshot import (
+    MARK,
     MAX_BACKENDS,
     MAX_LISTENERS,
     MAX_SERVICES,
@@ -140,6 +141,16 @@ class Ids:
         )
 
 
+def marks_of(parts: Iterable[Part]) -> dict[BackendKey, int]:
+    """The marks by which the kernel's NAT knows the backends of services that it forwards."""
+    return {
+        (part.service.name, backend.address): MARK + number
+        for part in parts
+        if part.service.forwarding == "conntrack"
+        for number, backend in part.backends.items()
+    }
+
+
 def _most_slots(weights: Sequence[int]) -> int:
     """How many slots any scheduler takes for these weights, whichever of them are set to 0."""
     return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))
@@ -259,5 +270,6 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part], weights: npt.NDArr
             part.service.tcp_idle_s,
             part.service.udp_idle_s,
             part.service.other_idle_s,
+            part.service.forwarding == "conntrack",
         )
         at += slots.size

@@ -74,7 +74,7 @@ class World:
         reason = header.reason
         if reason == Reason.OK:
             if request:
-                reason = to_backend(buffer, START, header, self.snapshot, self.shared, self.now_s)
+                reason, _ = to_backend(buffer, START, header, self.snapshot, self.shared, self.now_s)
             else:
                 reason = to_client(buffer, START, header, self.snapshot, self.shared)
         assert (buffer[:START] == CANARY).all()

@@ -18,7 +18,7 @@ from loaded_mp.datapath.messages import (
 )
 
 QUEUE = 0x0102
-CAP_LEN, SKB_INFO, PAYLOAD, PACKET_HDR = 13, 14, 10, 1
+CAP_LEN, SKB_INFO, PAYLOAD, MARK, PACKET_HDR = 13, 14, 10, 3, 1
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -71,20 +71,28 @@ def test_error_messages_hold_no_packet() -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 2**32 - 1), packets, st.sampled_from([NF_DROP, NF_ACCEPT]), st.booleans())
+@given(
+    st.integers(1, 2**32 - 1),
+    packets,
+    st.sampled_from([NF_DROP, NF_ACCEPT]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
 def test_a_verdict_goes_just_before_its_packet(
-    packet_id: int, payload: bytes, verdict: int, changed: bool
+    packet_id: int, payload: bytes, verdict: int, changed: bool, mark: int
 ) -> None:
     data = message(packet_id, 0, payload)
     buffer = buffer_with(data)
     halves = buffer.view(np.uint16)
     queued = read_message(buffer, halves, 0, len(data))
-    length = write_verdict(buffer, halves, queued, QUEUE, verdict, changed)
+    length = write_verdict(buffer, halves, queued, QUEUE, verdict, changed, mark)
     at = queued.start - VERDICT_HEADER
     written = bytes(buffer[at : at + length])
     body = attribute(2, struct.pack("!II", verdict, packet_id))
     if changed:
-        body += (struct.pack("=HH", 4 + len(payload), PAYLOAD)) + payload
+        body += struct.pack("=HH", 4 + len(payload), PAYLOAD) + payload
+    elif mark:
+        body += attribute(MARK, struct.pack("!I", mark))
     assert (
         written
         == struct.pack("=IHHIIBBH", 20 + len(body), 3 << 8 | 1, 1, 0, 0, 0, 0, socket.htons(QUEUE)) + body

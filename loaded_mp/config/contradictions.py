@@ -6,7 +6,7 @@ wrong by themselves. A wrong value takes no part here, and nothing is called abs
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import Any, TypeVar
 
 from loaded_mp.config.model import Address, Interface, Listener
@@ -55,8 +55,8 @@ def _read(read: Callable[[Any], T], value: object) -> T | None:
 
 
 def _address(read: Callable[[Any], T], value: object) -> T | None:
-    """Numbers are addresses for the ipaddress module, but not in a configuration."""
-    return _read(read, value) if isinstance(value, str) else None
+    """Numbers are addresses for the ipaddress module, but not in a configuration; nor is what has a %."""
+    return _read(read, value) if isinstance(value, str) and "%" not in value else None
 
 
 def _tables(value: object) -> list[tuple[int, dict[str, Any]]]:
@@ -95,8 +95,6 @@ def _numbers(data: dict[str, Any]) -> Iterator[Contradiction]:
 
 def _odd(address: Address) -> str:
     """Why an address cannot be a VIP or a backend, or nothing."""
-    if isinstance(address, IPv6Address) and address.scope_id:
-        return f"found the scope %{address.scope_id}, expected an address that is the same on every interface"
     for name in ("multicast", "unspecified", "loopback"):
         if getattr(address, f"is_{name}"):
             return f"found the {name} address {address}, expected one of a single machine"

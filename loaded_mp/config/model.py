@@ -42,6 +42,8 @@ def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
             if type(value).__module__ == "ipaddress":
                 return value
             raise ValueError(f"expected {wanted}, in quotes")
+        if "%" in value:
+            raise ValueError(f"expected {wanted}, the same on every interface: without %")
         try:
             return read(value)
         except ValueError:

@@ -185,7 +185,8 @@ def test_what_is_missing(path: Path) -> None:
 
 
 def test_all_mistakes_come_at_once(path: Path) -> None:
-    text = f"{GOOD}FIRST_CORE=3\nLAST_CORE=2\nport_alive=0\nfailover\nserver4=10.0.0.1\nserver4=x y\nnfq_len=$N\n"
+    text = f"{GOOD}FIRST_CORE=3\nLAST_CORE=2\nport_alive=0\nfailover\n"
+    text += "server4=10.0.0.1\nserver4=x y\nnfq_len=$N\n"
     places = [each.split(": ")[:2] for each in mistakes(path, text)]
     assert places == [
         ["f:6", "LAST_CORE"],

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from loaded_mp.lab.namespace import Namespace, connect, remove_leftovers
+from loaded_mp.lab.namespace import Namespace, connect, lab_prefix, remove_leftovers
 from loaded_mp.lab.wait import wait_until
 
 VIP4, VIP6 = "192.0.2.10", "2001:db8:10::10"
@@ -163,11 +163,14 @@ class Lab:
         self._number = next(_numbers)
         self._stack = contextlib.ExitStack()
         self._daemons = itertools.count()
+        self._captures = itertools.count()
+        self._namespaces: list[Namespace] = []
 
     def __enter__(self) -> Self:
         remove_leftovers()
         with contextlib.ExitStack() as stack:
-            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loaded-mp-lab-")))
+            prefix = lab_prefix(self._number)
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
             self.folder.chmod(0o755)
             self.files = self.folder / "files"
             self.files.mkdir()
@@ -184,6 +187,7 @@ class Lab:
     def _namespace(self, role: str) -> Namespace:
         namespace = Namespace(role, self._number)
         self._stack.callback(namespace.remove)
+        self._namespaces.append(namespace)
         return namespace
 
     def _build(self) -> None:
@@ -299,12 +303,10 @@ class Lab:
         self.balancer.sysctl("net/ipv6/conf/all/forwarding", 1)
 
     def _switch_offloads_off(self) -> None:
-        machines = {self.client, self.balancer, self.switch, *(each.namespace for each in self.backends)}
-        for namespace in machines:
-            for link in json.loads(namespace.run("ip", "-json", "link").stdout):
-                if link["ifname"] not in ("lo", "bridge"):
-                    offloads = [word for kind in ("tx", "rx", "tso", "gso", "gro") for word in (kind, "off")]
-                    namespace.run("ethtool", "-K", link["ifname"], *offloads)
+        for namespace in self._namespaces:
+            links = json.loads(namespace.run("ip", "-json", "link", "show", "type", "veth").stdout)
+            names = [link["ifname"] for link in links]
+            namespace.run(sys.executable, "-m", "loaded_mp.lab.offloads", *names)
 
     def big_file(self, mib: int) -> str:
         """Have all backends serve /big of so many MiB; its SHA-256 in hexadecimal."""
@@ -362,14 +364,22 @@ class Lab:
 
     @contextlib.contextmanager
     def capture(self, namespace: Namespace, interface: str, *expression: str) -> Iterator[Path]:
-        """Capture packets while the context lasts; the path of the file, complete after it."""
-        path = self.folder / f"{namespace.name}-{interface}.pcap"
+        """Capture packets while the context lasts; the path of the file, complete after it.
+
+        Raises RuntimeError with what tcpdump says if it does not start.
+        """
+        path = self.folder / f"{interface}-{next(self._captures)}.pcap"
         words = ("tcpdump", "-i", interface, "-n", "-U", "-Z", "root", "-w", str(path), *expression)
         process = namespace.start(*words, output=subprocess.PIPE)
         assert process.stdout
-        for line in process.stdout:
-            if "listening on" in line:
-                break
-        yield path
-        process.terminate()
-        process.communicate(timeout=_STOP_S)
+        said = ""
+        while "listening on" not in said:
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"{' '.join(words)}: {said}")
+            said += line
+        try:
+            yield path
+        finally:
+            process.terminate()
+            process.communicate(timeout=_STOP_S)

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -21,12 +23,34 @@ def _ip(*words: str, text: str | None = None) -> None:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
+def lab_prefix(number: int) -> str:
+    """How the names of everything begin that lab `number` of this process makes."""
+    return f"{_PREFIX}{os.getpid()}.{number}-"
+
+
+def _processes(name: str) -> list[int]:
+    done = subprocess.run(
+        ["ip", "netns", "pids", name], capture_output=True, text=True, timeout=30, check=False
+    )
+    return [int(pid) for pid in done.stdout.split()]
+
+
+def _end_processes(name: str) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in _processes(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not _processes(name), f"the processes in {name} end", _STOP_S)
+            break
+
+
 class Namespace:
     """Made when constructed, removed with everything in it by `remove`."""
 
     def __init__(self, role: str, number: int) -> None:
         """`number` tells several labs of this process apart."""
-        self.name = f"{_PREFIX}{os.getpid()}.{number}-{role}"
+        self.name = lab_prefix(number) + role
         self._running: list[subprocess.Popen[str]] = []
         _ip("netns", "add", self.name)
         self.ip("link set lo up")
@@ -67,20 +91,11 @@ class Namespace:
 
     def processes(self) -> list[int]:
         """Every process in the namespace."""
-        done = subprocess.run(
-            ["ip", "netns", "pids", self.name], capture_output=True, text=True, timeout=30, check=False
-        )
-        return [int(pid) for pid in done.stdout.split()]
+        return _processes(self.name)
 
     def remove(self) -> None:
         """End every process in the namespace, then delete it."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for pid in self.processes():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            with contextlib.suppress(TimeoutError):
-                wait_until(lambda: not self.processes(), f"the processes in {self.name} end", _STOP_S)
-                break
+        _end_processes(self.name)
         for process in self._running:
             process.wait(_STOP_S)
             if process.stdout:
@@ -100,16 +115,21 @@ def connect(one: Namespace, interface: str, other: Namespace, other_interface: s
 
 
 def remove_leftovers() -> list[str]:
-    """Remove the namespaces of processes that are gone; their names."""
-    removed = []
-    for path in Path("/run/netns").glob(f"{_PREFIX}*"):
-        owner = re.match(rf"{_PREFIX}(\d+)\.", path.name)
-        if owner and not Path(f"/proc/{owner[1]}").exists():
-            for pid in subprocess.run(
-                ["ip", "netns", "pids", path.name], capture_output=True, text=True, timeout=30, check=False
-            ).stdout.split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+    """Remove the namespaces and folders of labs whose process is gone; their names."""
+
+    def leftovers(folder: str) -> list[Path]:
+        found = []
+        for path in Path(folder).glob(f"{_PREFIX}*"):
+            owner = re.match(rf"{_PREFIX}(\d+)\.", path.name)
+            if owner and not Path(f"/proc/{owner[1]}").exists():
+                found.append(path)
+        return found
+
+    namespaces, folders = leftovers("/run/netns"), leftovers(tempfile.gettempdir())
+    for path in namespaces:
+        _end_processes(path.name)
+        with contextlib.suppress(RuntimeError):
             _ip("netns", "delete", path.name)
-            removed.append(path.name)
-    return removed
+    for path in folders:
+        shutil.rmtree(path, ignore_errors=True)
+    return [path.name for path in namespaces + folders]

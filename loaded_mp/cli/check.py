@@ -30,6 +30,7 @@ from loaded_mp.network.changes import AddChain
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.plan import Host, Link, plan
 from loaded_mp.supervisor.daemon import worker_count
+from loaded_mp.supervisor.snapshots import Ids, marks_of
 
 _PROC = Path("/proc")
 #: The limit of a container (cgroup v2).
@@ -223,7 +224,8 @@ def _test(chain: AddChain) -> None:
 def _rules(config: Config, attempt: Callable[[AddChain], None]) -> Iterator[Finding]:
     names = config.network.public_interface, config.network.private_interface
     host = Host({name: Link(True, 1500) for name in names if name}, (), (), sysctls.read_sysctls())
-    changes = plan(config, host, config.first_queue, worker_count(config)).changes
+    marks = marks_of(Ids().expand(config))
+    changes = plan(config, host, config.first_queue, worker_count(config), marks).changes
     chains = [change for change in changes if isinstance(change, AddChain)]
     for family in sorted({chain.family for chain in chains}):
         tables = [chain for chain in chains if chain.family == family]

@@ -7,13 +7,13 @@ from loaded_mp.config.model import Config
 from loaded_mp.network import iptables, links, sysctls
 from loaded_mp.network.changes import AddAddress, AddChain, Change, SetSysctl
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.network.plan import Host, Plan, plan, without
+from loaded_mp.network.plan import NO_MARKS, Host, Marks, Plan, plan, without
 from loaded_mp.network.record import Record, current_namespace, read_record, write_record
 
 __all__ = ["NetworkError", "change", "left_over", "planned", "set_up", "take_down"]
 
 
-def planned(config: Config, first_queue: int, workers: int) -> Plan:
+def planned(config: Config, first_queue: int, workers: int, marks: Marks = NO_MARKS) -> Plan:
     """What set_up would do, on top of the host as it was before earlier changes of ours.
 
     Needs no privileges. Raises NetworkError if an interface does not exist.
@@ -21,27 +21,27 @@ def planned(config: Config, first_queue: int, workers: int) -> Plan:
     record = read_record()
     found, addresses, routes = links.read_links()
     host = Host(found, addresses, routes, sysctls.read_sysctls())
-    return plan(config, without(host, record.changes if record else ()), first_queue, workers)
+    return plan(config, without(host, record.changes if record else ()), first_queue, workers, marks)
 
 
-def set_up(config: Config, first_queue: int, workers: int) -> None:
+def set_up(config: Config, first_queue: int, workers: int, marks: Marks = NO_MARKS) -> None:
     """Make all changes for `config`, after taking back what an earlier run left over.
 
     The queues have to be bound already, as packets for a queue that nobody bound are dropped. Raises
     NetworkError; what had been done is taken back then.
     """
     take_down()
-    change(config, first_queue, workers)
+    change(config, first_queue, workers, marks)
 
 
-def change(config: Config, first_queue: int, workers: int) -> None:
+def change(config: Config, first_queue: int, workers: int, marks: Marks = NO_MARKS) -> None:
     """Bring the host from the configuration that it is set up for to another one.
 
     Each chain is replaced as a whole, so that no packet slips by while that happens. What others have
     taken away in the meantime is put back. Raises NetworkError; then the host is as it was.
     """
     record = read_record() or Record(namespace=current_namespace(), variant=iptables.variant())
-    wanted = planned(config, first_queue, workers).changes
+    wanted = planned(config, first_queue, workers, marks).changes
     before = record.changes
     try:
         _reach(record, wanted)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from typing import Literal
 
 from loaded_mp.network.changes import AddChain
 from loaded_mp.network.errors import NetworkError
@@ -39,6 +40,15 @@ def undo(change: AddChain, variant: str) -> None:
     _restore(change, variant, f"*{change.table}\n:{change.name} - [0:0]\n-X {change.name}\nCOMMIT\n")
 
 
+def saved(family: Literal[4, 6], table: str) -> str:
+    """What iptables-save says of a table, with counters. Raises NetworkError."""
+    command = _command("iptables" if family == 4 else "ip6tables", variant(), "-save")
+    done = _call([command, "-c", "-t", table])
+    if done.returncode:
+        raise NetworkError(f"{command}: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
 def _restore(change: AddChain, variant: str, text: str) -> None:
     done = _run(change, variant, "-restore", ["--noflush"], text)
     if done.returncode:
@@ -51,17 +61,20 @@ def _restore(change: AddChain, variant: str, text: str) -> None:
 def _run(
     change: AddChain, variant: str, suffix: str, arguments: list[str], text: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    command = change.tool + (f"-{variant}" if variant else "") + suffix
+    command = _command(change.tool, variant, suffix)
+    return _call([command, "-w", str(_LOCK_WAIT_S), *arguments], text)
+
+
+def _command(tool: str, variant: str, suffix: str) -> str:
+    return tool + (f"-{variant}" if variant else "") + suffix
+
+
+def _call(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            [command, "-w", str(_LOCK_WAIT_S), *arguments],
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
+            words, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
     except FileNotFoundError:
-        raise NetworkError(f"there is no command {command}: install the package iptables") from None
+        raise NetworkError(f"there is no command {words[0]}: install the package iptables") from None
     except subprocess.TimeoutExpired:
-        raise NetworkError(f"{command} did not end within {_TIMEOUT_S} s: is another one stuck?") from None
+        raise NetworkError(f"{words[0]} did not end within {_TIMEOUT_S} s: is another one stuck?") from None

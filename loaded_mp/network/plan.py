@@ -10,6 +10,7 @@ routing, so that the check sees clients and backends on the interfaces on which 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
+from types import MappingProxyType
 
 from loaded_mp.config.model import Address, Config, Interface, Network
 from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
@@ -18,11 +19,14 @@ from loaded_mp.network.rules import (
     LONGEST_PACKET,
     Family,
     Side,
+    accounting,
     listeners_of,
     nat,
+    new_connections,
     postrouting,
     prerouting,
     queue_target,
+    translation,
 )
 
 _IP_FORWARD = "net/ipv4/ip_forward"
@@ -67,8 +71,13 @@ class Plan:
         return "\n".join(lines).strip() or "# Nothing has to be changed."
 
 
-def plan(config: Config, host: Host, first_queue: int, workers: int) -> Plan:
-    """The changes that `host` needs for `config`.
+#: Name of a service and address of a backend -> the mark that workers give to its connections.
+Marks = Mapping[tuple[str, Address], int]
+NO_MARKS: Marks = MappingProxyType({})
+
+
+def plan(config: Config, host: Host, first_queue: int, workers: int, marks: Marks = NO_MARKS) -> Plan:
+    """The changes that `host` needs for `config`. `marks` holds the backends that the kernel forwards to.
 
     Raises NetworkError if an interface of the configuration does not exist.
     """
@@ -86,7 +95,7 @@ def plan(config: Config, host: Host, first_queue: int, workers: int) -> Plan:
         *_sysctls(config, host),
         *(address for address in addresses if not address.vip),
         *_routes(config, host, addresses),
-        *_chains(config, host, queue_target(first_queue, workers)),
+        *_chains(config, host, queue_target(first_queue, workers), marks),
         *(address for address in addresses if address.vip),
     ]
     return Plan(tuple(changes), tuple(_notes(config, host)))
@@ -262,7 +271,7 @@ def _along(path: str, host: Host) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _chains(config: Config, host: Host, queue: str) -> list[AddChain]:
+def _chains(config: Config, host: Host, queue: str, marks: Marks) -> list[AddChain]:
     """Replies before requests: a flow that no reply rule knows yet must not come to be."""
     clamp = any(link.mtu > LONGEST_PACKET + 3 for name, link in host.links.items() if name != "lo")
     chains = []
@@ -273,7 +282,9 @@ def _chains(config: Config, host: Host, queue: str) -> list[AddChain]:
         here += [address.ip for address in config.network.private_addresses + config.network.public_addresses]
         side = Side(
             family,
-            listeners_of(config, family),
+            listeners_of(config, family, "rewrite"),
+            listeners_of(config, family, "conntrack"),
+            tuple((address, mark) for (_, address), mark in marks.items() if address.version == family),
             networks,
             tuple(server for server in config.network.name_servers if server.version == family),
             tuple(
@@ -283,7 +294,15 @@ def _chains(config: Config, host: Host, queue: str) -> list[AddChain]:
             ),
             queue,
         )
-        wanted = [
+        wanted = []
+        if side.translated:
+            why = "connections that the kernel translates"
+            wanted += [
+                ("mangle", "FORWARD", "LOADED-FORWARD", accounting(side), why),
+                ("nat", "PREROUTING", "LOADED-DNAT", translation(side), why),
+                ("mangle", "PREROUTING", "LOADED-PREROUTING", new_connections(side), why),
+            ]
+        wanted += [
             ("mangle", "POSTROUTING", "LOADED-POSTROUTING", postrouting(side, clamp), "replies of backends"),
             ("raw", "PREROUTING", "LOADED-PREROUTING", prerouting(side), "packets for VIPs"),
         ]
@@ -291,6 +310,8 @@ def _chains(config: Config, host: Host, queue: str) -> list[AddChain]:
             why = "what backends start themselves leaves under this host's address"
             wanted.insert(0, ("nat", "POSTROUTING", "LOADED-NAT", nat(side), why))
         for table, hook, name, rules, why in wanted:
+            if not rules:
+                continue
             chains.append(
                 AddChain(family=family, table=table, hook=hook, name=name, rules=tuple(rules), why=why)
             )
@@ -315,7 +336,7 @@ def _notes(config: Config, host: Host) -> list[str]:
     ):
         notes.append(f"network.broadcast: {network.broadcast} is in the network of no private address")
     for family in _families(config):
-        vips = listeners_of(config, family)
+        vips = {vip.ip for service in config.services for vip in service.vips}
         own = [address.ip for link, address in host.addresses if link == network.public_interface]
         own += [address.ip for address in network.public_addresses]
         if (

@@ -1,8 +1,13 @@
 """The rules that bring packets to the queues. No I/O.
 
-Requests are queued before conntrack and routing (raw PREROUTING), replies after them (mangle
-POSTROUTING). Port matches rely on whole packets: the conntrack match at the end of LOADED-POSTROUTING
-makes the kernel reassemble fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
+For services that workers rewrite, requests are queued before conntrack and routing (raw PREROUTING),
+replies after them (mangle POSTROUTING). For those that the kernel forwards, only the first packet of a
+connection is queued (mangle PREROUTING); it comes back with the mark of a backend, by which nat PREROUTING
+translates the connection as long as it lives. The mark stays with the connection (connmark), which is how
+its packets are counted and how the connections of a backend are found.
+
+Port matches rely on whole packets: the conntrack match at the end of LOADED-POSTROUTING makes the kernel
+reassemble fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 """
 
 from dataclasses import dataclass
@@ -11,6 +16,10 @@ from typing import Literal
 from loaded_mp.config.model import Address, Config, Listener, Network
 
 Family = Literal[4, 6]
+Forwarding = Literal["rewrite", "conntrack"]
+
+#: The part of a mark that says that it is ours.
+_MARK_MASK = 0xFFFF_0000
 
 #: The longest IP packet that fits with its attribute header into the 16-bit length of NFQA_PAYLOAD,
 #: down to a multiple of 4.
@@ -32,7 +41,9 @@ class Side:
     """What the rules of one family speak of."""
 
     family: Family
-    listeners: dict[Address, tuple[Listener, ...]]  #: for each VIP; empty: everything
+    listeners: dict[Address, tuple[Listener, ...]]  #: for each VIP that workers rewrite; empty: everything
+    translated: dict[Address, tuple[Listener, ...]]  #: the same for VIPs that the kernel translates
+    marks: tuple[tuple[Address, int], ...]  #: backends that the kernel translates to, and their marks
     networks: tuple[Network, ...]  #: of the backends
     name_servers: tuple[Address, ...]
     own_addresses: tuple[Address, ...]  #: of this host, within `networks`
@@ -46,13 +57,15 @@ def queue_target(first_queue: int, workers: int) -> str:
     return f"-j NFQUEUE --queue-balance {first_queue}:{first_queue + workers - 1}"
 
 
-def listeners_of(config: Config, family: Family) -> dict[Address, tuple[Listener, ...]]:
-    """What is answered on each VIP of a family, over all services; empty: everything."""
+def listeners_of(
+    config: Config, family: Family, forwarding: Forwarding
+) -> dict[Address, tuple[Listener, ...]]:
+    """What is answered on each VIP of a family, over all services forwarded so; empty: everything."""
     found: dict[Address, tuple[Listener, ...]] = {}
     everything = set()
     for service in config.services:
         for vip in service.vips:
-            if vip.version == family:
+            if vip.version == family and service.forwarding == forwarding:
                 found[vip.ip] = tuple(dict.fromkeys((*found.get(vip.ip, ()), *service.listen)))
                 if not service.listen:
                     everything.add(vip.ip)
@@ -61,6 +74,8 @@ def listeners_of(config: Config, family: Family) -> dict[Address, tuple[Listener
 
 def prerouting(side: Side) -> list[str]:
     """LOADED-PREROUTING in raw: what clients send to VIPs."""
+    if not side.listeners:
+        return []
     rules = _link_messages() if side.family == 6 else []
     for server in side.name_servers:
         rules += [f"-s {server} -p {protocol} --sport 53 -j RETURN" for protocol in ("udp", "tcp")]
@@ -69,6 +84,36 @@ def prerouting(side: Side) -> list[str]:
         if listeners and all(listener.protocol != "icmp" for listener in listeners):
             limits += _errors(side.family)
         rules += [_words(f"-d {vip}", limit, side.queue) for limit in limits]
+    return rules
+
+
+def new_connections(side: Side) -> list[str]:
+    """LOADED-PREROUTING in mangle: the first packets of connections that the kernel translates."""
+    rules = []
+    for vip, listeners in side.translated.items():
+        limits = [_limit(listener, side.family, "dport") for listener in listeners] or [""]
+        rules += [_words(f"-d {vip}", limit, "-m conntrack --ctstate NEW", side.queue) for limit in limits]
+    return rules
+
+
+def translation(side: Side) -> list[str]:
+    """LOADED-DNAT in nat PREROUTING: from the mark that a worker gave to the backend."""
+    return [f"-m mark --mark {mark:#x} -j DNAT --to-destination {address}" for address, mark in side.marks]
+
+
+def accounting(side: Side) -> list[str]:
+    """LOADED-FORWARD in mangle FORWARD: the mark goes to the connection; then one counter for each direction.
+
+    The comments name mark and direction, for whoever reads the counters.
+    """
+    if not side.marks:
+        return []
+    ours = {mark & _MARK_MASK for _, mark in side.marks}
+    rules = [f"-m mark --mark {part:#x}/{_MARK_MASK:#x} -j CONNMARK --save-mark" for part in ours]
+    for address, mark in side.marks:
+        for way, direction in (("-d", "to_backend"), ("-s", "to_client")):
+            comment = f'-m comment --comment "{mark:#x} {direction}"'
+            rules.append(f"{way} {address} -m connmark --mark {mark:#x} {comment} -j RETURN")
     return rules
 
 
@@ -82,7 +127,10 @@ def postrouting(side: Side, clamp: bool) -> list[str]:
     rules = []
     if side.family == 6:
         rules = _link_messages(redirects="DROP")
-    rules += [_words(error, side.queue) for error in _errors(side.family)]
+    if side.translated:
+        rules.append("-m conntrack --ctstate DNAT -j RETURN")
+    if side.listeners:
+        rules += [_words(error, side.queue) for error in _errors(side.family)]
     for server in side.name_servers:
         rules += [f"-d {server} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp")]
     rules += [f"-s {address} -j RETURN" for address in side.own_addresses]
@@ -90,7 +138,7 @@ def postrouting(side: Side, clamp: bool) -> list[str]:
         mss = LONGEST_PACKET - _HEADERS[side.family]
         match = f"-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {mss}"
         rules += [f"{way} {network} {match}" for network in side.networks for way in ("-s", "-d")]
-    limits = [""]
+    limits = [""] if side.listeners else []
     if all(side.listeners.values()):
         listeners = dict.fromkeys(listener for each in side.listeners.values() for listener in each)
         limits = [_limit(listener, side.family, "sport") for listener in listeners]

@@ -76,6 +76,15 @@ class Backends:
             for number, backend in part.backends.items()
         }
 
+    def translated(self) -> set[int]:
+        """The backends that the kernel forwards to: their connections are in conntrack."""
+        return {
+            number
+            for part in self.parts
+            if part.service.forwarding == "conntrack"
+            for number in part.backends
+        }
+
     def name(self, number: int) -> tuple[str, str]:
         """Names of the service and of the backend with this id."""
         for part in self.parts:

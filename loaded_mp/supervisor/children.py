@@ -72,14 +72,18 @@ class Children:
 
     async def watch(self) -> None:
         """Replace workers that died or hang, until cancelled."""
+        watched_s = time.monotonic()
         while True:
             self.reap()
             now = time.monotonic()
+            # If we were held up ourselves, so were the workers: they get time to speak up first.
+            late = now - watched_s > HANG_S / 2
+            watched_s = now
             for child in self.children:
                 if not child.pid:
                     if now >= child.due_s:
                         self._fork(child)
-                elif now - max(self._heartbeat_s(child), child.started_s) > HANG_S:
+                elif not late and now - max(self._heartbeat_s(child), child.started_s) > HANG_S:
                     log.error(event("worker-hangs", worker=child.number, pid=child.pid, silent_s=HANG_S))
                     os.kill(child.pid, signal.SIGKILL)
             await asyncio.sleep(_WATCH_S)

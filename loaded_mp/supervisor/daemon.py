@@ -15,15 +15,18 @@ from loaded_mp.datapath.queue import Queue
 from loaded_mp.health.checker import Checker, Transition
 from loaded_mp.log import event
 from loaded_mp.memory.shared import memory_bytes, new_shared_memory
+from loaded_mp.memory.snapshot import MARK
 from loaded_mp.network import host
+from loaded_mp.network.conntrack import forget_connections
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.status import Status
+from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Children, end_orphans
 from loaded_mp.supervisor.machine_code import load_machine_code
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.report import Report
-from loaded_mp.supervisor.snapshots import TooLargeError
+from loaded_mp.supervisor.snapshots import TooLargeError, marks_of
 from loaded_mp.supervisor.sweep import Sweeper
 
 log = logging.getLogger(__name__)
@@ -89,11 +92,13 @@ class Daemon:
         self._reload = asyncio.Event()
         self._changed = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._gone_down: set[int] = set()  #: backends whose connections are to be deleted
         workers = worker_count(config)
         self.memory = new_shared_memory(config.flows, workers)
         self.publisher = Publisher(self.memory)
         self.backends = Backends(self.memory, config)
         self.sweeper = Sweeper(self.memory.table)
+        self.accounting = Accounting()
         self.checker = Checker(self.backends.checks(), self._checked)
 
     async def run(self) -> None:
@@ -119,9 +124,11 @@ class Daemon:
             stack.push_async_callback(children.stop)
             await children.start()
             if self._network_setup:
-                host.set_up(config, config.first_queue, workers)
+                host.set_up(config, config.first_queue, workers, marks_of(self.backends.parts))
                 stack.callback(host.take_down)
-            report = Report(self.memory, self.backends, children, self.sweeper, self.publisher)
+            report = Report(
+                self.memory, self.backends, children, self.sweeper, self.publisher, self.accounting
+            )
 
             def status() -> Status:
                 return report.status(self.config)
@@ -167,6 +174,8 @@ class Daemon:
                 cause=transition.cause,
             )
         )
+        if not transition.up and transition.backend in self.backends.translated():
+            self._gone_down.add(transition.backend)
         self._changed.set()
 
     async def _publish_changes(self) -> None:
@@ -174,6 +183,19 @@ class Daemon:
             await self._changed.wait()
             self._changed.clear()
             await self.publisher.publish(self.backends.fill)
+            await self._forget_connections()
+
+    async def _forget_connections(self) -> None:
+        """Delete the connections that the kernel forwards to backends that went down or were removed."""
+        if not self._gone_down:
+            return
+        await self.publisher.stamped()
+        for number in self._gone_down:
+            try:
+                forget_connections(MARK + number)
+            except NetworkError as error:
+                log.error(event("connections-kept", cause=str(error)))
+        self._gone_down.clear()
 
     async def _reloads(self) -> None:
         while True:
@@ -196,6 +218,7 @@ class Daemon:
         if changed:
             log.warning(event("restart-needed", keys=",".join(changed), effect="these keep their values"))
         config = config.model_copy(update=fixed)
+        translated = self.backends.translated()
         try:
             await self._run_with(config)
         except (TooLargeError, NetworkError) as error:
@@ -204,25 +227,29 @@ class Daemon:
         self.config = config
         self.checker.update(self.backends.checks())
         log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))
-        await self._release_removed()
+        await self._release_removed(translated)
         return []
 
     async def _run_with(self, config: Config) -> None:
         self.backends.configure(config)
         await self.publisher.publish(self.backends.fill)
         if self._network_setup:
-            host.change(config, config.first_queue, worker_count(config))
+            host.change(config, config.first_queue, worker_count(config), marks_of(self.backends.parts))
 
     def _refused(self, mistakes: list[str]) -> list[str]:
         for mistake in mistakes:
             log.error(event("reload-refused", mistake=mistake, effect="the old configuration stays"))
         return mistakes
 
-    async def _release_removed(self) -> None:
+    async def _release_removed(self, translated: set[int]) -> None:
+        """`translated`: the backends that the kernel forwarded to until now."""
         removed = self.backends.removed()
         if removed:
             await self.publisher.stamped()
+        self._gone_down.update(translated & set(removed))
+        await self._forget_connections()
         for value in removed:
+            self.accounting.forget(value)
             await self.sweeper.forget(value)
             self.backends.release(value)
         self.backends.release_services()

@@ -18,8 +18,10 @@ from loaded_mp.memory.shared import (
     memory_bytes,
 )
 from loaded_mp.metrics.queues import QueueStatus, read_queues
+from loaded_mp.network.conntrack import Counted
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Status, WorkerStatus
+from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Child, Children
 from loaded_mp.supervisor.publisher import Publisher
@@ -37,17 +39,20 @@ class Report:
         children: Children,
         sweeper: Sweeper,
         publisher: Publisher,
+        accounting: Accounting,
     ) -> None:
         self._memory = memory
         self._backends = backends
         self._children = children
         self._sweeper = sweeper
         self._publisher = publisher
+        self._accounting = accounting
         self._started_s = time.monotonic()
 
     def status(self, config: Config) -> Status:
         """All of it at this moment, of a daemon that runs `config`."""
         queues = read_queues()
+        forwarded = self._accounting.read(self._backends.parts)
         reasons = self._memory.reasons.sum(axis=0)
         workers = len(self._children.children)
         return Status(
@@ -61,7 +66,7 @@ class Report:
                     listen=tuple(str(listener) for listener in service.listen),
                     scheduler=service.scheduler,
                     backends=tuple(
-                        self._backend(part, number)
+                        self._backend(part, number, forwarded.get(number, Counted()))
                         for part in self._backends.parts
                         if part.service.name == service.name
                         for number in part.backends
@@ -81,7 +86,7 @@ class Report:
             reasons={r.name.lower(): int(reasons[r]) for r in Reason if r is not Reason.OK},
         )
 
-    def _backend(self, part: Part, number: int) -> BackendStatus:
+    def _backend(self, part: Part, number: int, forwarded: Counted) -> BackendStatus:
         backend = part.backends[number]
         traffic = self._memory.traffic[:, number].sum(axis=0)
         return BackendStatus(
@@ -92,10 +97,10 @@ class Report:
             up=bool(self._backends.up[number]),
             flows=int(self._sweeper.counts[number]),
             new_flows=int(traffic[NEW_FLOWS]),
-            to_backend_packets=int(traffic[TO_BACKEND_PACKETS]),
-            to_backend_bytes=int(traffic[TO_BACKEND_BYTES]),
-            to_client_packets=int(traffic[TO_CLIENT_PACKETS]),
-            to_client_bytes=int(traffic[TO_CLIENT_BYTES]),
+            to_backend_packets=int(traffic[TO_BACKEND_PACKETS]) + forwarded.to_backend_packets,
+            to_backend_bytes=int(traffic[TO_BACKEND_BYTES]) + forwarded.to_backend_bytes,
+            to_client_packets=int(traffic[TO_CLIENT_PACKETS]) + forwarded.to_client_packets,
+            to_client_bytes=int(traffic[TO_CLIENT_BYTES]) + forwarded.to_client_bytes,
         )
 
     def _worker(self, child: Child, queue: QueueStatus | None) -> WorkerStatus:

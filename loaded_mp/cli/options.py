@@ -29,6 +29,8 @@ _OPTIONS = (
                  help="Balance only tcp/80, udp/53, icmp...; may be repeated. Default: everything."),
     click.option("--check-port", metavar="PORT",
                  help="Check backends by connecting to this TCP port; wins over the file."),
+    click.option("--forwarding", type=click.Choice(["rewrite", "conntrack"]),
+                 help="Who writes the addresses: workers (the default), or the kernel's NAT."),
     click.option("--workers", metavar="N", help="Worker processes. Default: one for each core."),
     click.option("--first-queue", metavar="N", help="Number of the first netfilter queue."),
     click.option("-Q", "queue_length", metavar="LEN", help="Packets that may wait in a queue."),
@@ -67,6 +69,7 @@ def _source(values: dict[str, Any]) -> Source:
         ports=values.pop("ports"),
         check_port=values.pop("check_port"),
         failover=values.pop("failover"),
+        forwarding=values.pop("forwarding"),
         overrides=overrides,
     )
 

@@ -25,6 +25,7 @@ class Source:
     ports: tuple[str, ...] = ()
     check_port: str | None = None  #: switches the checks on, for every service
     failover: bool = False  #: switches on the checks of a classic file
+    forwarding: str | None = None  #: how every service is forwarded
     overrides: tuple[tuple[str, str, str], ...] = ()  #: name in Config, value, flag
 
     def load(self) -> Config:
@@ -35,6 +36,8 @@ class Source:
             draft.places[name,] = Place(f"{flag} {value}", "")
         if self.check_port is not None:
             _check(draft, self.check_port)
+        if self.forwarding is not None:
+            _forward(draft, self.forwarding)
         return draft.config()
 
     def _draft(self) -> Draft:
@@ -70,6 +73,15 @@ class Source:
                 )
             )
         return read_classic(path, family, self.failover)
+
+
+def _forward(draft: Draft, forwarding: str) -> None:
+    """Forward every service so, whatever else is said of it."""
+    services = draft.data.get("services")
+    for number, service in enumerate(services if isinstance(services, list) else ()):
+        if isinstance(service, dict):
+            service["forwarding"] = forwarding
+            draft.places["services", number, "forwarding"] = Place(f"--forwarding {forwarding}", "")
 
 
 def _check(draft: Draft, port: str) -> None:

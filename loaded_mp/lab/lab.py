@@ -101,6 +101,18 @@ class Backend:
         self._web.terminate()
         self._web.wait(_STOP_S)
 
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Refuse new HTTP connections while the context lasts; those that stand go on."""
+        rule = "-p tcp --dport 80 --syn -j REJECT --reject-with tcp-reset"
+        for tool in ("iptables", "ip6tables"):
+            self.namespace.run(tool, "-w", "-I", "INPUT", *rule.split())
+        try:
+            yield
+        finally:
+            for tool in ("iptables", "ip6tables"):
+                self.namespace.run(tool, "-w", "-D", "INPUT", *rule.split())
+
     def _listens(self, kind: str, port: int) -> bool:
         listening = self.namespace.run("ss", "-Hln", kind).stdout
         return f"{self.ipv4}:{port} " in listening and f"[{self.ipv6}]:{port} " in listening

@@ -85,6 +85,14 @@ class Namespace:
         self._running.append(process)
         return process
 
+    def talk(self, *words: str) -> subprocess.Popen[str]:
+        """Start a program to talk with over its standard input and output."""
+        process = subprocess.Popen(
+            self._command(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._running.append(process)
+        return process
+
     def sysctl(self, path: str, value: str | int) -> None:
         """Set one of /proc/sys, as in `net/ipv4/ip_forward`."""
         self.run("sysctl", "-qw", f"{path.replace('/', '.')}={value}")
@@ -98,8 +106,9 @@ class Namespace:
         _end_processes(self.name)
         for process in self._running:
             process.wait(_STOP_S)
-            if process.stdout:
-                process.stdout.close()
+            for stream in (process.stdin, process.stdout):
+                if stream:
+                    stream.close()
         with contextlib.suppress(RuntimeError):
             _ip("netns", "delete", self.name)
 

@@ -1,0 +1,110 @@
+"""Services that the kernel forwards after a worker's decision: the same behaviour, by other means."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from loaded_mp.lab.lab import VIPS, Daemon, Lab, Options
+from loaded_mp.lab.wait import wait_until
+
+SOURCES = 60
+EXPECTED = {"backend1": 30, "backend2": 20, "backend3": 10}
+
+#: Sends a line at each command on its input to a connected socket and prints what happens to it.
+TALK = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 80), timeout=10, source_address=(sys.argv[2], 0)) as web:
+    print("connected", flush=True)
+    for line in sys.stdin:
+        try:
+            web.sendall(b"GET / HTTP/1.1\\r\\nHost: vip\\r\\n\\r\\n")
+            print(web.recv(1000).decode().split()[-1] or "closed", flush=True)
+        except ConnectionResetError:
+            print("reset", flush=True)
+            break
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(Options(sources=SOURCES)) as lab:
+        yield lab
+
+
+@pytest.fixture
+def daemon(lab: Lab) -> Iterator[Daemon]:
+    daemon = lab.daemon(lab.config((3, 2, 1), workers=2, service='forwarding = "conntrack"'))
+    yield daemon
+    daemon.stop()
+
+
+class Talk:
+    """One connection that lasts."""
+
+    def __init__(self, lab: Lab, vip: str, source: str) -> None:
+        self._process = lab.client.talk(sys.executable, "-c", TALK, vip, source)
+        assert self._hear() == "connected"
+
+    def _hear(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+    def ask(self) -> str:
+        """Ask once more over the same connection; who answers, or "reset"."""
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._hear()
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_sources_spread_by_weight_and_stay(lab: Lab, daemon: Daemon, vip: str) -> None:
+    sources = lab.sources(vip)
+    answers = lab.answers("http", vip, 5, sources)
+    home = {source: names[0] for source, names in answers.items()}
+    assert answers == {source: [home[source]] * 5 for source in sources}
+    assert Counter(home.values()) == EXPECTED
+    assert lab.answers("dns", vip, 2, sources) == {source: [home[source]] * 2 for source in sources}
+    assert "2 received" in lab.client.run("ping", "-c", "2", "-i", "0.1", "-I", sources[0], vip).stdout
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_traffic_is_counted_by_backend_though_workers_see_little(lab: Lab, daemon: Daemon, vip: str) -> None:
+    checksum = lab.big_file(50)
+    host = f"[{vip}]" if ":" in vip else vip
+    command = f"curl -sgf http://{host}/big | sha256sum"
+    assert lab.client.run("sh", "-c", command).stdout.split()[0] == checksum
+    (served,) = (each for each in daemon.backends().values() if each["new_flows"])
+    assert served["to_client_bytes"] > 50 << 20
+    assert served["to_backend_packets"] > 0
+    assert sum(worker["packets"] for worker in daemon.status()["workers"]) < 20
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_a_backend_that_goes_takes_its_connections_along(lab: Lab, daemon: Daemon, vip: str) -> None:
+    talks = {source: Talk(lab, vip, source) for source in lab.sources(vip)[:6]}
+    homes = {source: talk.ask() for source, talk in talks.items()}
+    assert set(homes.values()) == {"backend1", "backend2", "backend3"}
+    with lab.backends[1].refusing():
+        wait_until(lambda: not daemon.backends()[lab.backends[1].ipv4]["up"], "backend2 is down")
+        wait_until(lambda: not daemon.backends()[lab.backends[1].ipv6]["up"], "backend2 is down")
+        after = {source: talk.ask() for source, talk in talks.items()}
+        for source, home in homes.items():
+            assert after[source] == ("reset" if home == "backend2" else home)
+        moved = {source for source, home in homes.items() if home == "backend2"}
+        names = {name for answers in lab.answers("dns", vip, 1, sorted(moved)).values() for name in answers}
+        assert names <= {"backend1", "backend3"}
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_connections_outlive_the_daemon(lab: Lab, vip: str) -> None:
+    config = lab.config((3, 2, 1), workers=2, service='forwarding = "conntrack"')
+    daemon = lab.daemon(config)
+    talks = [Talk(lab, vip, source) for source in lab.sources(vip)[:6]]
+    homes = [talk.ask() for talk in talks]
+    daemon.stop()
+    daemon = lab.daemon(config)
+    assert [talk.ask() for talk in talks] == homes
+    daemon.stop()

@@ -31,20 +31,24 @@ def contradictions(data: dict[str, Any]) -> Iterator[Contradiction]:
     """All of them, each with the location in the shape of Config that it is best reported at."""
     yield from _numbers(data)
     services = [_service(number, table) for number, table in _tables(data.get("services"))]
-    for earlier, service in enumerate(services):
-        if service.name and service.name in {each.name for each in services[:earlier]}:
-            place = ("services", service.number, "name")
-            yield place, f"found {service.name!r} twice, expected a name of its own"
-        yield from _within(service)
-        yield from _between(service, services[:earlier])
     backends = {backend for service in services for backend in service.backends.values()}
+    names: set[str] = set()
+    answering: dict[Address, list[_Service]] = {}  #: by VIP, the services so far
     for service in services:
+        here = ("services", service.number)
+        if service.name and service.name in names:
+            yield (*here, "name"), f"found {service.name!r} twice, expected a name of its own"
+        names.add(service.name)
+        yield from _within(service)
         for row, vip in service.vips.items():
             if vip.ip in backends:
-                yield (
-                    ("services", service.number, "vips", row),
-                    f"{vip.ip} is a backend too, expected an address of its own",
-                )
+                yield (*here, "vips", row), f"{vip.ip} is a backend too, expected an address of its own"
+            for other in answering.get(vip.ip, ()):
+                if other is not service and _overlap(service.listen, other.listen):
+                    text = f"{vip.ip} is answered by service {other.name!r} already, expected other ports"
+                    yield (*here, "vips", row), text
+                    break
+            answering.setdefault(vip.ip, []).append(service)
 
 
 def _read(read: Callable[[Any], T], value: object) -> T | None:
@@ -138,15 +142,3 @@ def _overlap(one: tuple[Listener, ...] | None, other: tuple[Listener, ...] | Non
         for a in one
         for b in other
     )
-
-
-def _between(service: _Service, earlier: list[_Service]) -> Iterator[Contradiction]:
-    for other in earlier:
-        if _overlap(service.listen, other.listen):
-            taken = {vip.ip for vip in other.vips.values()}
-            for row, vip in service.vips.items():
-                if vip.ip in taken:
-                    yield (
-                        ("services", service.number, "vips", row),
-                        f"{vip.ip} is answered by service {other.name!r} already, expected other ports",
-                    )

@@ -41,11 +41,12 @@ class Draft:
         try:
             config = Config.model_validate(self.data)
         except ValidationError as error:
-            details = error.errors()
+            details = error.errors(include_url=False)
+            around = {each["loc"][:length] for each in details for length in range(len(each["loc"]))}
             for each in details:
                 mistake = self._mistake(each["loc"], _text(each))
                 # What is absent because its wrong value was refused is not missed as well.
-                follows = (mistake.place, mistake.key) in said or _has_more(each, details)
+                follows = (mistake.place, mistake.key) in said or each["loc"] in around
                 if not (each["type"] in _ABSENT and follows):
                     mistakes.append(mistake)
         mistakes += [self._mistake(location, text) for location, text in contradictions(self.data)]
@@ -69,10 +70,6 @@ def _line(mistake: Mistake) -> tuple[str, int]:
     """Sorts mistakes as a reader of the file meets them."""
     name, _, line = mistake.place.rpartition(":")
     return (name, int(line)) if line.isdecimal() else (mistake.place, 0)
-
-
-def _has_more(outer: ErrorDetails, details: list[ErrorDetails]) -> bool:
-    return any(each["loc"][: len(outer["loc"])] == outer["loc"] and each is not outer for each in details)
 
 
 _ABSENT = ("missing", "too_short")

@@ -1,5 +1,6 @@
 """What contradicts itself although every value is right, and what does not."""
 
+import time
 from typing import Any
 
 import pytest
@@ -114,3 +115,16 @@ def test_cores_and_queues(settings: dict[str, int], keys: list[str]) -> None:
 
 def test_weights_of_zero_are_allowed() -> None:
     assert not found(service(backends=[{"address": "10.0.0.1", "weight": 0}]))
+
+
+def test_what_is_large_does_not_take_long() -> None:
+    """A reload happens between two heartbeats of the supervisor: the time must not grow with the square."""
+    count = 5_000
+    many = [
+        service(f"s{n}", [f"10.{n // 250}.{n % 250}.1"], [f"11.{n // 250}.{n % 250}.1"]) for n in range(count)
+    ]
+    start = time.process_time()
+    assert not found(*many)
+    wrong = [{**each, "listen": [each["name"]]} for each in many]
+    assert len(found(*wrong)) == count
+    assert time.process_time() - start < 5

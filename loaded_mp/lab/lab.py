@@ -235,7 +235,7 @@ class Lab:
     def _build_public_side(self) -> None:
         mtu = self.options.public_mtu
         if self.options.one_interface:
-            self.switch.ip(f"link add bridge mtu {mtu} type bridge", "link set bridge up")
+            self.switch.ip(f"link add bridge mtu {mtu} type bridge mcast_snooping 0", "link set bridge up")
             connect(self.balancer, "public", self.switch, "to-balancer", mtu)
             connect(self.client, "eth0", self.switch, "to-client", mtu)
             self.switch.ip("link set to-balancer master bridge", "link set to-client master bridge")
@@ -257,7 +257,7 @@ class Lab:
         mtu = self.options.private_mtu
         gateway4, gateway6, net4, net6 = "10.0.0.254", "fd00::fe", "10.0.0", "fd00:"
         if not self.options.one_interface:
-            self.switch.ip(f"link add bridge mtu {mtu} type bridge", "link set bridge up")
+            self.switch.ip(f"link add bridge mtu {mtu} type bridge mcast_snooping 0", "link set bridge up")
         if self.options.far_mtu:
             self.router = self._namespace("router")
             connect(self.balancer, "private", self.router, "near", mtu)
@@ -275,6 +275,12 @@ class Lab:
                 f"route add default via {gateway6}",
             )
             gateway4, gateway6 = f"{net4}.254", f"{net6}:fe"
+            # The balancer takes its backends for neighbours, so the router answers in their place.
+            self.router.sysctl("net/ipv4/conf/near/proxy_arp", 1)
+            self.router.sysctl("net/ipv6/conf/near/proxy_ndp", 1)
+            for family in ("ipv4", "ipv6"):
+                self.router.sysctl(f"net/{family}/neigh/near/proxy_delay", 0)
+            self.router.ip(*(f"neighbor add proxy {net6}:{n} dev near" for n in range(1, BACKENDS + 1)))
         elif not self.options.one_interface:
             connect(self.balancer, "private", self.switch, "to-balancer", mtu)
             self.switch.ip("link set to-balancer master bridge")

@@ -54,6 +54,8 @@ class Namespace:
         self._running: list[subprocess.Popen[str]] = []
         _ip("netns", "add", self.name)
         self.ip("link set lo up")
+        # No address is ever tentative, so the first packet over a new link finds its way.
+        self.sysctl("net/ipv6/conf/default/accept_dad", 0)
 
     def ip(self, *commands: str) -> None:
         """Run `ip` commands in here, all by one process. Raises RuntimeError."""

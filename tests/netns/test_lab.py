@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,33 @@ def test_every_backend_answers_over_both_families(changes: dict[str, object]) ->
         assert_all_answer(lab)
         for address in addresses(lab.backends[1]):
             assert echoed(lab.client, address, 60_000) == 60_000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"far_mtu": 1400}, {"one_interface": True}, {"one_machine": True}, {"offloads": False}],
+    ids="-".join,
+)
+def test_a_daemon_serves_at_once_and_spreads_evenly(changes: dict[str, object]) -> None:
+    with gateway(gateway=False, sources=12, **changes) as lab:
+        daemon = lab.daemon(lab.config(workers=2))
+        for vip in VIPS:
+            answers = lab.answers("http", vip, 2, lab.sources(vip))
+            names = Counter(name for each in answers.values() for name in each)
+            assert names == {backend.name: 8 for backend in lab.backends}, daemon.log
+        assert "backend-down" not in daemon.log
+        daemon.stop()
+
+
+def test_backends_reach_the_host_outside_through_a_daemon() -> None:
+    with gateway(gateway=False, outside=True) as lab:
+        daemon = lab.daemon(lab.config(workers=2))
+        for address in (OUTSIDE4, OUTSIDE6):
+            host = f"[{address}]" if ":" in address else address
+            backend = lab.backends[0].namespace
+            assert backend.run("curl", "-sf", f"http://{host}/").stdout == "backend0\n"
+            assert '"backend0"' in backend.run("dig", "+short", f"@{address}", "who", "TXT").stdout
+        daemon.stop()
 
 
 def test_links_have_the_wanted_mtu() -> None:

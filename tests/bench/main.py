@@ -1,0 +1,84 @@
+"""Measures loaded-mp beside its peers: `python tests/bench/main.py [--quick] [--out FOLDER]`.
+
+All paths stand at once; they take turns within each round, so that a noisy moment hits all of them.
+"""
+
+import contextlib
+import json
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.paths import all_paths
+from bench.report import table
+from bench.works import all_works
+
+
+def measure(quick: bool, rounds: int, seconds: float, only: tuple[str, ...]) -> dict[str, Any]:
+    """Everything, as it goes into the JSON file."""
+    works = [work for work in all_works() if (work.quick or not quick) and (not only or work.key in only)]
+    data: dict[str, Any] = {
+        "machine": {
+            "kernel": platform.release(),
+            "cores": len(Path("/proc/cpuinfo").read_text().split("processor\t")) - 1,
+        },
+        "rounds": rounds,
+        "seconds": seconds,
+        "works": {},
+    }
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(path()) for path in all_paths(quick)]
+        steps = rounds * sum(path.udp or not work.udp for work in works for path in paths)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
+        task = progress.add_task("", total=steps)
+        for work in works:
+            results: dict[str, list[dict[str, float]]] = {}
+            for number in range(rounds):
+                for path in paths:
+                    if work.udp and not path.udp:
+                        continue
+                    progress.update(task, description=f"{work.title}: {path.name}, round {number + 1}")
+                    result = work.run(path, seconds)
+                    results.setdefault(path.name, []).append(asdict(result))
+                    progress.advance(task)
+            data["works"][work.key] = {
+                "title": work.title,
+                "unit": work.unit,
+                "more_is_better": work.more_is_better,
+                "rounds": results,
+            }
+            if not console.is_terminal:
+                print(f"measured: {work.title}", file=sys.stderr, flush=True)
+    return data
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A look of about two minutes.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, quick 3.")
+@click.option("--seconds", type=float, help="Of each measurement. Default: 2, quick 1.")
+@click.option("--work", "only", multiple=True, help="Only this work; may be repeated.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write bench.json and bench.md there.")
+def main(
+    quick: bool, rounds: int | None, seconds: float | None, only: tuple[str, ...], out: Path | None
+) -> None:
+    """Measure loaded-mp beside routing, iptables DNAT, HAProxy and nginx."""
+    data = measure(quick, rounds or (3 if quick else 5), seconds or (1.0 if quick else 2.0), only)
+    print(table(data))
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "bench.json").write_text(json.dumps(data, indent=1) + "\n")
+        (out / "bench.md").write_text(table(data) + "\n")
+
+
+if __name__ == "__main__":
+    main()

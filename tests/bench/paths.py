@@ -1,0 +1,168 @@
+"""The ways from client to backend that are compared, each on a lab of its own, all standing at once."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loaded_mp.lab.lab import VIPS, Lab, Options
+from loaded_mp.lab.wait import wait_until
+
+#: iperf3 takes one client at a time: one port, and one server on each backend, for each.
+IPERF_PORTS = range(5201, 5209)
+_PORTS = (80, *IPERF_PORTS)
+_SOURCES = 8
+
+
+@dataclass(frozen=True)
+class Way:
+    """One standing way. `target` gives the address that clients use, by family."""
+
+    name: str
+    lab: Lab
+    targets: dict[int, str]
+    udp: bool = True  #: whether it forwards UDP at all
+
+
+def _vips() -> dict[int, str]:
+    return {4: VIPS[0], 6: VIPS[1]}
+
+
+def _prepare(lab: Lab) -> None:
+    """iperf3 servers, cores and sysctls; without the latter reused ports stall for a second."""
+    for backend in lab.backends:
+        for port in IPERF_PORTS:
+            backend.namespace.start("taskset", "-c", "1", "iperf3", "-s", "-p", str(port))
+        for pid in backend.namespace.processes():
+            backend.namespace.run("taskset", "-a", "-p", "-c", "1", str(pid), check=False)
+        backend.namespace.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
+    lab.balancer.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
+    lab.balancer.sysctl("net/ipv4/ip_local_port_range", "1024 65000")
+    lab.client.sysctl("net/ipv4/ip_local_port_range", "1024 65000")
+    lab.client.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
+
+
+@contextlib.contextmanager
+def _gateway() -> Iterator[Lab]:
+    with Lab(Options(sources=_SOURCES, gateway=True)) as lab:
+        _prepare(lab)
+        for vip in VIPS:
+            lab.balancer.ip(f"address add {vip} dev public {'nodad' if ':' in vip else ''}")
+        yield lab
+
+
+@contextlib.contextmanager
+def routing() -> Iterator[Way]:
+    """No balancer: the client speaks with a backend. The limit."""
+    with _gateway() as lab:
+        yield Way("routing", lab, {4: lab.backends[0].ipv4, 6: lab.backends[0].ipv6})
+
+
+@contextlib.contextmanager
+def dnat() -> Iterator[Way]:
+    """iptables DNAT; as with loaded-mp, a source stays with its backend (iperf3 needs that)."""
+    with _gateway() as lab:
+        for tool, vip in (("iptables", VIPS[0]), ("ip6tables", VIPS[1])):
+            first, *_, last = [each.ipv6 if ":" in vip else each.ipv4 for each in lab.backends]
+            rule = f"-t nat -A PREROUTING -d {vip} -j DNAT --to-destination {first}-{last} --persistent"
+            lab.balancer.run(tool, *rule.split())
+        yield Way("iptables DNAT", lab, _vips())
+
+
+@contextlib.contextmanager
+def ipvs() -> Iterator[Way]:
+    """Kernel LVS with NAT."""
+    with _gateway() as lab:
+        lab.balancer.sysctl("net/ipv4/vs/conntrack", 1)
+        for mark, (tool, vip) in enumerate((("iptables", VIPS[0]), ("ip6tables", VIPS[1])), 1):
+            rule = f"-t mangle -A PREROUTING -d {vip} -j MARK --set-mark {mark}"
+            lab.balancer.run(tool, *rule.split())
+            family = ["-6"] if ":" in vip else []
+            lab.balancer.run("ipvsadm", "-A", "-f", str(mark), *family, "-s", "rr", "-p")
+            for backend in lab.backends:
+                address = f"[{backend.ipv6}]" if ":" in vip else backend.ipv4
+                lab.balancer.run("ipvsadm", "-a", "-f", str(mark), *family, "-r", address, "-m")
+        yield Way("LVS (IPVS NAT)", lab, _vips())
+
+
+def has_ipvs() -> bool:
+    """Whether this kernel and this machine can do it."""
+    return Path("/proc/net/ip_vs").exists() and shutil.which("ipvsadm") is not None
+
+
+@contextlib.contextmanager
+def haproxy() -> Iterator[Way]:
+    """HAProxy, mode tcp."""
+    with _gateway() as lab:
+        lines = [
+            "global", " maxconn 4000", " nbthread 2",
+            "defaults", " mode tcp", " balance source",
+            " timeout connect 5s", " timeout client 60s", " timeout server 60s",
+        ]  # fmt: skip
+        for port in _PORTS:
+            lines += [f"listen l{port}", f" bind {VIPS[0]}:{port}", f" bind [{VIPS[1]}]:{port}"]
+            lines += [f" server {each.name} {each.ipv4}:{port}" for each in lab.backends]
+        path = lab.folder / "haproxy.cfg"
+        path.write_text("\n".join(lines) + "\n")
+        lab.balancer.start("haproxy", "-db", "-f", str(path))
+        _wait_for_proxy(lab)
+        yield Way("HAProxy (tcp)", lab, _vips(), udp=False)
+
+
+def _nginx_servers(lab: Lab, port: int) -> str:
+    return " ".join(f"server {each.ipv4}:{port};" for each in lab.backends)
+
+
+def _wait_for_proxy(lab: Lab) -> None:
+    def listens() -> bool:
+        return f"{VIPS[0]}:{IPERF_PORTS[-1]} " in lab.balancer.run("ss", "-Hltn").stdout
+
+    wait_until(listens, "the proxy listens")
+
+
+@contextlib.contextmanager
+def nginx_stream() -> Iterator[Way]:
+    """nginx as a TCP proxy."""
+    with _gateway() as lab:
+        servers = "".join(
+            f"upstream u{port} {{ hash $remote_addr; {_nginx_servers(lab, port)} }}\n"
+            f"server {{ listen {VIPS[0]}:{port}; listen [{VIPS[1]}]:{port}; proxy_pass u{port}; }}\n"
+            for port in _PORTS
+        )
+        path = lab.folder / "stream.conf"
+        path.write_text(
+            "include /etc/nginx/modules-enabled/*-stream.conf;\n"
+            f"daemon off; worker_processes 2; pid {lab.folder}/stream.pid; error_log /dev/null;\n"
+            f"events {{ worker_connections 4000; }}\nstream {{\n{servers}}}\n"
+        )
+        lab.balancer.start("nginx", "-e", "/dev/null", "-c", str(path))
+        _wait_for_proxy(lab)
+        yield Way("nginx (stream)", lab, _vips(), udp=False)
+
+
+def loaded_mp(forwarding: str, workers: int) -> Callable[[], contextlib.AbstractContextManager[Way]]:
+    """loaded-mp itself."""
+
+    @contextlib.contextmanager
+    def path() -> Iterator[Way]:
+        with Lab(Options(sources=_SOURCES)) as lab:
+            _prepare(lab)
+            config = lab.config(workers=workers, service=f'forwarding = "{forwarding}"', checked=False)
+            lab.daemon(config)
+            plural = "" if workers == 1 else "s"
+            yield Way(f"loaded-mp {forwarding}, {workers} worker{plural}", lab, _vips())
+
+    return path
+
+
+def all_paths(quick: bool) -> list[Callable[[], contextlib.AbstractContextManager[Way]]]:
+    """What this machine can compare; fewer if it has to be quick."""
+    paths: list[Callable[[], contextlib.AbstractContextManager[Way]]] = [routing, dnat, haproxy]
+    if not quick:
+        paths.append(nginx_stream)
+    if has_ipvs():
+        paths.append(ipvs)
+    workers = (1, 2) if quick else (1, 2, 4)
+    paths += [loaded_mp("rewrite", number) for number in workers]
+    return [*paths, loaded_mp("conntrack", 2)]

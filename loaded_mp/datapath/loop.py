@@ -21,7 +21,7 @@ from loaded_mp.datapath.messages import (
     write_batch_verdict,
     write_verdict,
 )
-from loaded_mp.datapath.system import Longs, now_ms, receive, send
+from loaded_mp.datapath.system import Longs, let_others_run, now_us, receive, send
 from loaded_mp.flows.atomics import Words, load
 from loaded_mp.memory.shared import (
     BATCHES,
@@ -45,8 +45,10 @@ BATCH = 64
 _SLOT = 66_048
 #: Bytes of verdicts sent at once, so that the kernel need not find room for megabytes.
 _SEND_BYTES = 262_144
-#: After so long the loop goes back to its caller, in milliseconds.
-_ROUND_MS = 100
+#: After so long the loop goes back to its caller, in microseconds.
+_ROUND_US = 100_000
+#: So long it looks for more packets before it sleeps: being woken costs more than a short look.
+_LOOK_US = 50
 
 _OK = int(Reason.OK)
 _CUT = int(Reason.CUT)
@@ -219,6 +221,17 @@ def _handle(
 
 
 @compiled
+def _next_batch(descriptor: int, batch: Batch, started_us: int) -> int:
+    """Read what is there; if nothing is, look again for a moment, then sleep until something comes."""
+    while now_us(batch.clock) - started_us < _LOOK_US:
+        count = receive(descriptor, batch.messages, False)
+        if count != _EAGAIN:
+            return count
+        let_others_run()
+    return receive(descriptor, batch.messages, True)
+
+
+@compiled
 def serve(
     descriptor: int, queue: int, batch: Batch, memory: SharedMemory, worker: int, replacing: bool
 ) -> int:
@@ -229,12 +242,12 @@ def serve(
     row = memory.workers[worker]
     reasons = memory.reasons[worker]
     shared = Shared(memory.table, memory.cursors, memory.traffic[worker], row[EVICTIONS : EVICTIONS + 1])
-    started_ms = now = now_ms(batch.clock)
+    started_us = now = now_us(batch.clock)
     served = 0
-    while now - started_ms < _ROUND_MS:
-        count = receive(descriptor, batch.messages)
-        now = now_ms(batch.clock)
-        row[HEARTBEAT_MS] = np.uint64(now)
+    while now - started_us < _ROUND_US:
+        count = _next_batch(descriptor, batch, now)
+        now = now_us(batch.clock)
+        row[HEARTBEAT_MS] = np.uint64(now // 1000)
         if count in (_EAGAIN, _EINTR):
             count = 0
         elif count == _ENOBUFS:
@@ -256,7 +269,7 @@ def serve(
                 replacing = False
             row[LAST_READ_ID] = np.uint64(last)
         snapshot = memory.snapshots[generation & np.uint64(1)]
-        _handle(descriptor, queue, batch, count, snapshot, shared, reasons, row, now // 1000)
+        _handle(descriptor, queue, batch, count, snapshot, shared, reasons, row, now // 1_000_000)
         row[BATCHES] += np.uint64(1)
         served += count
     return served

@@ -22,6 +22,7 @@ Longs = npt.NDArray[np.int64]
 _CLOCK_MONOTONIC = 1
 #: include/linux/socket.h: block for the first message only.
 _MSG_WAITFORONE = 0x10000
+_MSG_DONTWAIT = 0x40
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -37,6 +38,7 @@ def _errno(typing_context: Any) -> Any:
 _recvmmsg: Any
 _sendmsg: Any
 _clock_gettime: Any
+_sched_yield: Any
 
 if numba.config.DISABLE_JIT:
     _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,6 +49,7 @@ if numba.config.DISABLE_JIT:
     _sendmsg.restype = ctypes.c_ssize_t
     _clock_gettime = _libc.clock_gettime
     _clock_gettime.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    _sched_yield = _libc.sched_yield
     _errno = ctypes.get_errno
 else:
     _recvmmsg = types.ExternalFunction(
@@ -54,15 +57,26 @@ else:
     )
     _sendmsg = types.ExternalFunction("sendmsg", types.intp(types.int32, types.intp, types.int32))
     _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
+    _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 @compiled
-def receive(descriptor: int, messages: Longs) -> int:
-    """recvmmsg(2) into `messages` (int64[n, 8], each a struct mmsghdr): how many came, or -errno."""
-    count = int(_recvmmsg(descriptor, messages.ctypes.data, messages.shape[0], _MSG_WAITFORONE, 0))
+def receive(descriptor: int, messages: Longs, wait: bool) -> int:
+    """recvmmsg(2) into `messages` (int64[n, 8], each a struct mmsghdr): how many came, or -errno.
+
+    Unless it may `wait` for the first message, none is -EAGAIN.
+    """
+    flags = _MSG_WAITFORONE if wait else _MSG_DONTWAIT
+    count = int(_recvmmsg(descriptor, messages.ctypes.data, messages.shape[0], flags, 0))
     if count < 0:
         return -int(_errno())
     return count
+
+
+@compiled
+def let_others_run() -> None:
+    """sched_yield(2)."""
+    _sched_yield()
 
 
 @compiled
@@ -74,7 +88,7 @@ def send(descriptor: int, message: Longs) -> int:
 
 
 @compiled
-def now_ms(clock: Longs) -> int:
-    """CLOCK_MONOTONIC in milliseconds; `clock` (int64[2], a struct timespec) is scratch space."""
+def now_us(clock: Longs) -> int:
+    """CLOCK_MONOTONIC in microseconds; `clock` (int64[2], a struct timespec) is scratch space."""
     _clock_gettime(_CLOCK_MONOTONIC, clock.ctypes.data)
-    return int(clock[0] * 1000 + clock[1] // 1_000_000)
+    return int(clock[0] * 1_000_000 + clock[1] // 1000)

@@ -9,7 +9,7 @@ from loaded_mp.flows.table import MAX_VALUE, FlowTable, expire, forget
 
 _INTERVAL_S = 1.0
 #: Entries looked at in one go: less than a millisecond.
-_PIECE = 1 << 17
+PIECE = 1 << 17
 
 
 class Sweeper:
@@ -26,15 +26,15 @@ class Sweeper:
             counts = np.zeros_like(self.counts)
             used = 0
             entries = self._table.words.size
-            pause_s = _INTERVAL_S * _PIECE / max(entries, _PIECE)
-            for start in range(0, entries, _PIECE):
-                stop = min(start + _PIECE, entries)
+            pause_s = _INTERVAL_S * PIECE / max(entries, PIECE)
+            for start in range(0, entries, PIECE):
+                stop = min(start + PIECE, entries)
                 used += expire(self._table, start, stop, int(time.monotonic()), counts)[1]
                 await asyncio.sleep(pause_s)
             self.counts, self.used = counts, used
 
     async def forget(self, value: int) -> None:
         """Remove every entry that holds `value`; nobody may enter it again meanwhile."""
-        for start in range(0, self._table.words.size, _PIECE):
-            forget(self._table, start, min(start + _PIECE, self._table.words.size), value)
+        for start in range(0, self._table.words.size, PIECE):
+            forget(self._table, start, min(start + PIECE, self._table.words.size), value)
             await asyncio.sleep(0)

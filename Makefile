@@ -1,3 +1,4 @@
+# sudo make demo   installs what is missing and shows loaded-mp on real traffic; KEEP=1 leaves it standing
 # sudo make test   installs what is missing and runs every check and test
 PYTHON ?= /usr/bin/python3
 VENV := .venv
@@ -5,7 +6,10 @@ BIN := $(VENV)/bin
 PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptables iproute2 procps \
 	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3
 
-.PHONY: test install packages check clean
+.PHONY: demo test install packages check clean
+
+demo: install
+	$(BIN)/loaded-mp demo $(if $(KEEP),--keep)
 
 test: check
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/unit -q

@@ -44,7 +44,11 @@ def _ask(method: str, path: str) -> Any:
 
 def status() -> Status:
     """What the daemon of this network namespace says of itself. Raises ControlError."""
-    data = _ask("GET", "/status")
+    return status_from(_ask("GET", "/status"))
+
+
+def status_from(data: dict[str, Any]) -> Status:
+    """What `loaded-mp status --json` printed, as it was before."""
     return Status(
         **{
             **data,

@@ -36,9 +36,9 @@ def command(as_json: bool) -> None:
 
 
 def services_table(now: Status) -> Table:
-    """Services and their backends, with the share of each in all flows so far."""
+    """Services and their backends, with the share of each in all flows so far, and by its weight."""
     table = Table("service", "backend", "state", box=None, pad_edge=False)
-    for column in ("weight", "flows", "new", "share", "to backend", "to client"):
+    for column in ("weight", "flows", "new", "share (wanted)", "to backend", "to client"):
         table.add_column(column, justify="right")
     for service in now.services:
         for vip in service.vips:
@@ -46,6 +46,7 @@ def services_table(now: Status) -> Table:
         for family in (".", ":"):
             backends = [each for each in service.backends if family in each.address]
             given = sum(each.new_flows for each in backends) or 1
+            weights = sum(each.weight for each in backends) or 1
             for each in backends:
                 name = each.name if each.name == each.address else f"{each.name} {each.address}"
                 table.add_row(
@@ -55,7 +56,7 @@ def services_table(now: Status) -> Table:
                     f"{each.effective_weight}/{each.weight}",
                     f"{each.flows:,}",
                     f"{each.new_flows:,}",
-                    f"{100 * each.new_flows / given:.0f} %",
+                    f"{100 * each.new_flows / given:.0f} ({100 * each.weight / weights:.0f}) %",
                     _traffic(each.to_backend_packets, each.to_backend_bytes),
                     _traffic(each.to_client_packets, each.to_client_bytes),
                 )

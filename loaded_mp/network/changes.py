@@ -80,6 +80,7 @@ class SetSysctl(_Change):
     path: str  #: below /proc/sys, as in net/ipv4/ip_forward
     value: str
     previous: str | None  #: None: the kernel does not know the setting
+    needed: bool = True  #: False: if it cannot be written, things work all the same
     #: Settings that the kernel changes along when `previous` is written back, and their values before.
     along: tuple[tuple[str, str], ...] = ()
 

@@ -1,14 +1,18 @@
 """Bringing the host to what a configuration needs, and back. Every change is on record before it is made."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
 from loaded_mp.config.model import Config
+from loaded_mp.log import event
 from loaded_mp.network import iptables, links, sysctls
 from loaded_mp.network.changes import AddAddress, AddChain, Change, SetSysctl
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.plan import NO_MARKS, Host, Marks, Plan, plan, without
 from loaded_mp.network.record import Record, current_namespace, read_record, write_record
+
+log = logging.getLogger(__name__)
 
 __all__ = ["NetworkError", "change", "left_over", "planned", "set_up", "take_down"]
 
@@ -102,7 +106,13 @@ def _apply(each: Change, variant: str) -> None:
     if isinstance(each, AddChain):
         iptables.apply(each, variant)
     elif isinstance(each, SetSysctl):
-        sysctls.apply(each)
+        try:
+            sysctls.apply(each)
+        except NetworkError as error:
+            # A container's /proc/sys is read-only; what it needs comes from its engine.
+            if each.needed:
+                raise
+            log.warning(event("setting-left", cause=str(error)))
     else:
         links.apply(each)
 

@@ -245,7 +245,14 @@ def _sysctls(config: Config, host: Host) -> list[SetSysctl]:
             ]
         wanted.append((_IP6_FORWARD, "1", "packets go on to the backends and back"))
     return [
-        SetSysctl(path=path, value=value, previous=previous, along=_along(path, host), why=why)
+        SetSysctl(
+            path=path,
+            value=value,
+            previous=previous,
+            needed=not path.endswith("/send_redirects"),
+            along=_along(path, host),
+            why=why,
+        )
         for path, value, why in wanted
         if (previous := host.sysctls.get(path)) != value
     ]

@@ -36,7 +36,7 @@ def undo(change: SetSysctl) -> None:
     if change.previous is None:
         return
     for path, value in ((change.path, change.previous), *change.along):
-        if (_ROOT / path).exists():
+        if (_ROOT / path).exists() and (_ROOT / path).read_text().strip() != value:
             _write(path, value)
 
 

@@ -10,6 +10,9 @@ from rich.table import Table
 from loaded_mp.control.client import ControlError, status
 from loaded_mp.status import Status
 
+#: Columns where there is no terminal that says how many it has.
+_PLAIN_WIDTH = 160
+
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
@@ -22,7 +25,9 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(now), indent=2))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
     console.print(services_table(now))
     console.print(_workers_table(now))
     table = now.flow_table

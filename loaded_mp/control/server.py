@@ -16,6 +16,7 @@ from loaded_mp.status import Status
 
 _MAX_REQUEST_BYTES = 64 * 1024
 _BACKLOG = 16
+_ALLOWED_USER = 0
 
 
 class AlreadyRunningError(Exception):
@@ -41,7 +42,7 @@ def _only_root(request: web.Request) -> None:
     assert request.transport
     connection: socket.socket = request.transport.get_extra_info("socket")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    if struct.unpack("3i", credentials)[1] != 0:
+    if struct.unpack("3i", credentials)[1] != _ALLOWED_USER:
         raise web.HTTPForbidden
 
 
@@ -72,8 +73,8 @@ async def serve_control(
 
 
 @asynccontextmanager
-async def serve_metrics(listen: str, status: Callable[[], Status]) -> AsyncIterator[None]:
-    """Serve /metrics on HOST:PORT as long as the context lasts. Raises OSError if that cannot be bound."""
+async def serve_metrics(listen: str, status: Callable[[], Status]) -> AsyncIterator[int]:
+    """Serve /metrics on HOST:PORT as long as the context lasts; the port. Raises OSError if it is taken."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(status))
 
@@ -88,6 +89,6 @@ async def serve_metrics(listen: str, status: Callable[[], Status]) -> AsyncItera
     host, _, port = listen.rpartition(":")
     try:
         await web.TCPSite(runner, host.strip("[]") or None, int(port), backlog=_BACKLOG).start()
-        yield
+        yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

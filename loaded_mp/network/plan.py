@@ -300,6 +300,7 @@ def _chains(config: Config, host: Host, queue: str, marks: Marks) -> list[AddCha
                 if any(address in network for network in networks) and address not in backends
             ),
             queue,
+            _narrow_mtu(config, host),
         )
         wanted = []
         if side.translated:
@@ -323,6 +324,14 @@ def _chains(config: Config, host: Host, queue: str, marks: Marks) -> list[AddCha
                 AddChain(family=family, table=table, hook=hook, name=name, rules=tuple(rules), why=why)
             )
     return chains
+
+
+def _narrow_mtu(config: Config, host: Host) -> int | None:
+    public, private = (
+        host.links[name].mtu if name else None
+        for name in (config.network.public_interface, config.network.private_interface)
+    )
+    return private if public and private and private < public else None
 
 
 def _notes(config: Config, host: Host) -> list[str]:

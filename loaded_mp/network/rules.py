@@ -48,6 +48,7 @@ class Side:
     name_servers: tuple[Address, ...]
     own_addresses: tuple[Address, ...]  #: of this host, within `networks`
     queue: str  #: the queue target
+    narrow_mtu: int | None = None  #: of the way to the backends, where it is smaller than that to the clients
 
 
 def queue_target(first_queue: int, workers: int) -> str:
@@ -79,11 +80,27 @@ def prerouting(side: Side) -> list[str]:
     rules = _link_messages() if side.family == 6 else []
     for server in side.name_servers:
         rules += [f"-s {server} -p {protocol} --sport 53 -j RETURN" for protocol in ("udp", "tcp")]
+    for vip in side.listeners:
+        rules += _untracked(side, vip)
     for vip, listeners in side.listeners.items():
         limits = [_limit(listener, side.family, "dport") for listener in listeners] or [""]
         if listeners and all(listener.protocol != "icmp" for listener in listeners):
             limits += _errors(side.family)
         rules += [_words(f"-d {vip}", limit, side.queue) for limit in limits]
+    return rules
+
+
+def _untracked(side: Side, vip: Address) -> list[str]:
+    """Requests that this host answers with an error instead of forwarding them.
+
+    If such a request begins a connection, its error belongs to a connection that is not confirmed, and the
+    kernel refuses to queue that (net/netfilter/nfnetlink_queue.c, nf_ct_drop_unconfirmed): so conntrack
+    does not get to see them. TCP begins with packets that no link is too narrow for.
+    """
+    match = "-m ttl --ttl-lt 2" if side.family == 4 else "-m hl --hl-lt 2"
+    rules = [f"-d {vip} {match} -j CT --notrack"]
+    if side.narrow_mtu:
+        rules.append(f"-d {vip} ! -p tcp -m length --length {side.narrow_mtu + 1}:65535 -j CT --notrack")
     return rules
 
 

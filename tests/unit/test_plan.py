@@ -1,6 +1,6 @@
 """The plan: which changes a host needs for a configuration."""
 
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
@@ -64,6 +64,11 @@ def commands(found: Plan) -> list[str]:
 
 
 def rules(found: Plan, family: int, name: str) -> list[str]:
+    """The rules of a chain, without those that keep requests from conntrack (tests of their own)."""
+    return [rule for rule in all_rules(found, family, name) if not rule.endswith("-j CT --notrack")]
+
+
+def all_rules(found: Plan, family: int, name: str) -> list[str]:
     chains = [
         change
         for change in found.changes
@@ -418,3 +423,34 @@ def test_the_printed_plan_is_a_script_with_reasons() -> None:
     assert lines[at + 1] == "sysctl -w net.ipv4.ip_forward=1"
     assert all(change.command in found.script() for change in found.changes)
     assert Plan((), ()).script() == "# Nothing has to be changed."
+
+
+def test_requests_that_end_here_are_not_tracked() -> None:
+    found = plan(config(), host(), 0, 1)
+    assert all_rules(found, 4, "LOADED-PREROUTING")[0] == "-d 192.0.2.10 -m ttl --ttl-lt 2 -j CT --notrack"
+    assert "-d 2001:db8::10 -m hl --hl-lt 2 -j CT --notrack" in all_rules(found, 6, "LOADED-PREROUTING")
+    assert not [rule for rule in all_rules(found, 4, "LOADED-PREROUTING") if "length" in rule]
+    narrow = plan(config(), host(links={"eth1": Link(True, 1_300)}), 0, 1)
+    wanted = "-d 192.0.2.10 ! -p tcp -m length --length 1301:65535 -j CT --notrack"
+    assert wanted in all_rules(narrow, 4, "LOADED-PREROUTING")
+
+
+def test_what_the_kernel_translates_is_queued_once_and_then_known_by_its_mark() -> None:
+    marks = {("web", ip_address("10.0.0.1")): 0x4C4D0007}
+    found = plan(config({"forwarding": "conntrack"}), host(), 0, 2, marks)
+    chains = {
+        (each.table, each.hook): list(each.rules)
+        for each in found.changes
+        if isinstance(each, AddChain) and each.family == 4
+    }
+    assert ("raw", "PREROUTING") not in chains
+    assert chains["mangle", "PREROUTING"] == [
+        "-d 192.0.2.10 -m conntrack --ctstate NEW -j NFQUEUE --queue-balance 0:1"
+    ]
+    assert chains["nat", "PREROUTING"] == ["-m mark --mark 0x4c4d0007 -j DNAT --to-destination 10.0.0.1"]
+    assert not [rule for rule in chains["mangle", "POSTROUTING"] if "NFQUEUE" in rule]
+    assert chains["mangle", "FORWARD"] == [
+        "-m mark --mark 0x4c4d0000/0xffff0000 -j CONNMARK --save-mark",
+        '-d 10.0.0.1 -m connmark --mark 0x4c4d0007 -m comment --comment "0x4c4d0007 to_backend" -j RETURN',
+        '-s 10.0.0.1 -m connmark --mark 0x4c4d0007 -m comment --comment "0x4c4d0007 to_client" -j RETURN',
+    ]

@@ -1,0 +1,156 @@
+"""Packet sizes and the way they take: path MTU, traceroute, fragments, very long packets."""
+
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options
+
+BIG_MIB = 20
+FAR_MTU = 1300
+#: Sends one datagram and prints how much came back.
+ECHO = """
+import os, socket, sys
+vip, size = sys.argv[1], int(sys.argv[2])
+echo = socket.socket(socket.AF_INET6 if ":" in vip else socket.AF_INET, socket.SOCK_DGRAM)
+echo.settimeout(5)
+echo.connect((vip, 7))
+data = os.urandom(size)
+echo.send(data)
+print("same" if echo.recv(65536) == data else "other")
+"""
+
+
+def host(vip: str) -> str:
+    return f"[{vip}]" if ":" in vip else vip
+
+
+def download(lab: Lab, vip: str) -> None:
+    checksum = lab.big_file(BIG_MIB)
+    command = f"curl -sgf http://{host(vip)}/big | sha256sum"
+    assert lab.client.run("sh", "-c", command, timeout_s=60).stdout.split()[0] == checksum
+
+
+def upload(lab: Lab, vip: str) -> None:
+    """A request of some hundred kilobytes; nginx answers 405 once it has read it."""
+    path = lab.folder / "upload"
+    path.write_bytes(bytes(300_000))
+    words = (
+        "curl",
+        "-sg",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code} %{size_upload}",
+        "--data-binary",
+        f"@{path}",
+    )
+    assert lab.client.run(*words, f"http://{host(vip)}/").stdout.split()[0] in ("200", "405")
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[Lab]:
+    """A router behind the balancer, and a link with a small MTU behind that."""
+    with Lab(Options(sources=5, far_mtu=FAR_MTU)) as lab:
+        daemon = lab.daemon(lab.config())
+        yield lab
+        daemon.stop()
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_transfers_cross_a_smaller_mtu_behind_the_balancer(far: Lab, vip: str) -> None:
+    download(far, vip)
+    upload(far, vip)
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_the_client_learns_the_path_mtu(far: Lab, vip: str) -> None:
+    words = ("ping", "-M", "do", "-c", "3", "-i", "0.2", "-s", "1400", vip)
+    said = far.client.run(*words, check=False)
+    assert f"mtu={FAR_MTU}" in (said.stdout + said.stderr).replace("mtu = ", "mtu=").replace("mtu: ", "mtu=")
+    assert f"mtu {FAR_MTU}" in far.client.run("ip", "route", "get", vip).stdout
+
+
+@pytest.mark.parametrize("vip", VIPS)
+@pytest.mark.parametrize("way", [(), ("-I",), ("-T", "-p", "80")])
+def test_traceroute_arrives(far: Lab, vip: str, way: tuple[str, ...]) -> None:
+    family = "-6" if ":" in vip else "-4"
+    said = far.client.run("traceroute", family, "-n", "-q", "1", "-w", "1", "-m", "8", *way, vip).stdout
+    hops = re.findall(r"^ *\d+ +(\S+)", said, re.MULTILINE)
+    assert hops[-1] == vip, said
+    assert len(hops) == 3, said
+    assert "*" not in hops, said
+    backends = {address for backend in far.backends for address in (backend.ipv4, backend.ipv6)}
+    assert not backends & set(hops), said
+
+
+def test_a_smaller_mtu_on_the_balancer_itself() -> None:
+    """Its own kernel sends the errors: to clients about rewritten packets, which have to quote the VIP."""
+    with Lab(Options(sources=5, public_mtu=1500, private_mtu=1300)) as lab:
+        daemon = lab.daemon(lab.config())
+        for vip in VIPS:
+            said = lab.client.run("ping", "-M", "do", "-c", "2", "-i", "0.2", "-s", "1400", vip, check=False)
+            assert "mtu" in said.stdout + said.stderr
+            assert "mtu 1300" in lab.client.run("ip", "route", "get", vip).stdout
+            lab.client.run("ip", "route", "flush", "cache")
+            download(lab, vip)
+            upload(lab, vip)
+        daemon.stop()
+
+
+def test_a_smaller_mtu_on_the_public_side() -> None:
+    """The balancer tells the backend, before the reply has become one of the VIP."""
+    with Lab(Options(sources=5, public_mtu=1300)) as lab:
+        lab.client.ip("link set eth0 mtu 1500")
+        daemon = lab.daemon(lab.config())
+        for vip in VIPS:
+            download(lab, vip)
+            upload(lab, vip)
+        daemon.stop()
+
+
+@pytest.mark.parametrize("mtu", [9000, 65_535])
+def test_long_packets(mtu: int) -> None:
+    with Lab(Options(sources=5, public_mtu=mtu, private_mtu=mtu)) as lab:
+        daemon = lab.daemon(lab.config())
+        for vip in VIPS:
+            headers = 48 if ":" in vip else 28
+            size = min(mtu, 65_528) - headers
+            assert "1 received" in lab.client.run("ping", "-c1", "-Mdo", "-s", str(size), vip).stdout
+            for length in (size, 60_000):
+                assert lab.client.run(sys.executable, "-c", ECHO, vip, str(length)).stdout == "same\n"
+            download(lab, vip)
+            upload(lab, vip)
+        assert daemon.status()["reasons"]["cut"] == 0
+        daemon.stop()
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_fragments_are_put_together_before_the_queue(far: Lab, vip: str) -> None:
+    assert far.client.run(sys.executable, "-c", ECHO, vip, "60000").stdout == "same\n"
+
+
+def test_errors_of_clients_reach_their_backend(far: Lab) -> None:
+    """A client that has closed its port tells the VIP so, and the backend hears it."""
+    for vip in (VIP4, VIP6):
+        sender = (
+            "import socket,sys,time\n"
+            "family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
+            "s = socket.socket(family, socket.SOCK_DGRAM)\n"
+            "s.connect((sys.argv[1], 53))\n"
+            "s.send(bytes(12) + b'\\0\\0\\x10\\0\\1'); s.close(); time.sleep(0.5)\n"
+        )
+        counter = "Icmp6InDestUnreachs" if ":" in vip else "IcmpInDestUnreachs"
+
+        def unreachable(name: str = counter) -> int:
+            total = 0
+            for backend in far.backends:
+                said = backend.namespace.run("nstat", "-asz", name).stdout
+                total += int(re.search(rf"{name}\s+(\d+)", said)[1])  # type: ignore[index]
+            return total
+
+        before = unreachable()
+        far.client.run(sys.executable, "-c", sender, vip)
+        assert unreachable() == before + 1

@@ -5,6 +5,7 @@ import click
 from loaded_mp.control.server import AlreadyRunningError, control_socket
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import left_over, take_down
+from loaded_mp.supervisor.children import end_orphans
 
 
 @click.command("cleanup")
@@ -15,8 +16,9 @@ def command() -> None:
     """
     try:
         with control_socket():
+            orphans = end_orphans()
             found = left_over()
             take_down()
     except (AlreadyRunningError, NetworkError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo("Everything is as it was before loaded-mp." if found else "Nothing was left over.")
+    click.echo("Everything is as it was before loaded-mp." if found or orphans else "Nothing was left over.")

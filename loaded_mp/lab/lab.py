@@ -387,7 +387,19 @@ class Lab:
         Raises RuntimeError with what tcpdump says if it does not start.
         """
         path = self.folder / f"{interface}-{next(self._captures)}.pcap"
-        words = ("tcpdump", "-i", interface, "-n", "-U", "-Z", "root", "-w", str(path), *expression)
+        words = (
+            "tcpdump",
+            "-i",
+            interface,
+            "-n",
+            "-U",
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-w",
+            str(path),
+            *expression,
+        )
         process = namespace.start(*words, output=subprocess.PIPE)
         assert process.stdout
         said = ""

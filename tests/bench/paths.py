@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,33 @@ def nginx_stream() -> Iterator[Way]:
         yield Way("nginx (stream)", lab, _vips(), udp=False)
 
 
+def queue_alone(workers: int) -> Callable[[], contextlib.AbstractContextManager[Way]]:
+    """Routing with each packet accepted unread by userspace: the limit of everything behind a queue.
+
+    With two workers one serves each direction.
+    """
+
+    @contextlib.contextmanager
+    def path() -> Iterator[Way]:
+        with _gateway() as lab:
+            for tool, network in zip(("iptables", "ip6tables"), lab.backend_networks, strict=True):
+                there, back = f"-t raw -A PREROUTING -d {network}", f"-t mangle -A POSTROUTING -s {network}"
+                for rule, number in ((there, 0), (back, workers - 1)):
+                    lab.balancer.run(tool, *rule.split(), "-j", "NFQUEUE", "--queue-num", str(number))
+            program = str(Path(__file__).with_name("accept_all.py"))
+            lab.balancer.start(sys.executable, program, str(workers))
+            wait_until(lambda: _served_queues(lab) == workers, "the queues are served", 60)
+            plural = "" if workers == 1 else "s"
+            target4, target6 = lab.backends[0].ipv4, lab.backends[0].ipv6
+            yield Way(f"queue alone, {workers} worker{plural}", lab, {4: target4, 6: target6})
+
+    return path
+
+
+def _served_queues(lab: Lab) -> int:
+    return len(lab.balancer.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout.splitlines())
+
+
 def loaded_mp(forwarding: str, workers: int) -> Callable[[], contextlib.AbstractContextManager[Way]]:
     """loaded-mp itself."""
 
@@ -164,5 +192,7 @@ def all_paths(quick: bool) -> list[Callable[[], contextlib.AbstractContextManage
     if has_ipvs():
         paths.append(ipvs)
     workers = (1, 2) if quick else (1, 2, 4)
+    if not quick:
+        paths += [queue_alone(number) for number in (1, 2)]
     paths += [loaded_mp("rewrite", number) for number in workers]
     return [*paths, loaded_mp("conntrack", 2)]

@@ -46,6 +46,12 @@ if not numba.config.CACHE_DIR:
     numba.config.CACHE_DIR = str(_cache_folder() or "")
 
 
+def has_machine_code() -> bool:
+    """Whether an earlier process left machine code on disk, so that a start need not compile."""
+    folder = numba.config.CACHE_DIR
+    return bool(numba.config.DISABLE_JIT or (folder and any(Path(folder).rglob("*.nbc"))))
+
+
 def compiled(function: Function) -> Function:
     """Compile `function` with numba at its first call and keep the machine code on disk.
 

@@ -38,6 +38,11 @@ class _Formatter(logging.Formatter):
         return f"time={moment}.{int(record.msecs):03}Z level={record.levelname.lower()} {text}"
 
 
+def set_level(level: str) -> None:
+    """Log from `level` (debug, info, warning, error) on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def start_log(level: str) -> None:
     """Send this process's log to standard error, from `level` (debug, info, warning, error) on."""
     handler = logging.StreamHandler(sys.stderr)

@@ -18,10 +18,12 @@ log = logging.getLogger(__name__)
 
 def run(source: Source, config: Config, *, network_setup: bool, debug: bool) -> int:
     """Run until SIGTERM or SIGINT; the exit status: 0, or 1 if the start failed."""
-    start_log("debug" if debug else config.log_level)
+    forced = {"log_level": "debug"} if debug else {}
+    config = config.model_copy(update=forced)
+    start_log(config.log_level)
 
     async def whole_life() -> None:
-        await Daemon(config, source.load, network_setup).run()
+        await Daemon(config, lambda: source.load().model_copy(update=forced), network_setup).run()
 
     try:
         asyncio.run(whole_life())

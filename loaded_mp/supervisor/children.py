@@ -1,6 +1,7 @@
 """The worker processes: forked, watched, replaced."""
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -198,7 +199,8 @@ def end_orphans() -> int:
     """
     orphans = _orphans()
     for pid in orphans:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 2
     while _orphans() and time.monotonic() < deadline:
         time.sleep(0.01)

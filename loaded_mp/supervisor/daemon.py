@@ -8,12 +8,13 @@ import signal
 import socket
 from collections.abc import Callable
 
+from loaded_mp.compiled import has_machine_code
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Config
 from loaded_mp.control.server import control_socket, serve_control, serve_metrics
 from loaded_mp.datapath.queue import Queue
 from loaded_mp.health.checker import Checker, Transition
-from loaded_mp.log import event
+from loaded_mp.log import event, set_level
 from loaded_mp.memory.shared import memory_bytes, new_shared_memory
 from loaded_mp.memory.snapshot import MARK
 from loaded_mp.network import host
@@ -118,6 +119,8 @@ class Daemon:
                 queues.append(Queue(number, config.queue_length))
                 stack.callback(queues[-1].close)
             await self.publisher.publish(self.backends.fill)
+            if not has_machine_code():
+                log.info(event("compiling", cause="first start of this version", takes="up to a minute"))
             load_machine_code(self.memory, _say_step)
             children = Children(self.memory, queues, cores_of(config), config.user)
             self._handle_signals(children)
@@ -225,6 +228,7 @@ class Daemon:
             await self._run_with(self.config)
             return self._refused([str(error)])
         self.config = config
+        set_level(config.log_level)
         self.checker.update(self.backends.checks())
         log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))
         await self._release_removed(translated)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.paths import all_paths
-from bench.report import table
+from bench.report import goals_table, table
 from bench.works import all_works
 
 
@@ -67,17 +67,17 @@ def measure(quick: bool, rounds: int, seconds: float, only: tuple[str, ...]) -> 
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, quick 3.")
 @click.option("--seconds", type=float, help="Of each measurement. Default: 2, quick 1.")
 @click.option("--work", "only", multiple=True, help="Only this work; may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write bench.json and bench.md there.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there.")
 def main(
     quick: bool, rounds: int | None, seconds: float | None, only: tuple[str, ...], out: Path | None
 ) -> None:
     """Measure loaded-mp beside routing, iptables DNAT, HAProxy and nginx."""
     data = measure(quick, rounds or (3 if quick else 5), seconds or (1.0 if quick else 2.0), only)
     print(table(data))
+    print(goals_table(data))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / "bench.json").write_text(json.dumps(data, indent=1) + "\n")
-        (out / "bench.md").write_text(table(data) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,103 @@
-"""From raw rounds to a table, with every figure beside its ratios to routing and HAProxy."""
+"""From raw rounds to tables: every figure beside its ratios to routing, HAProxy and DNAT, and the goals."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 ROUTING, HAPROXY, DNAT = "routing", "HAProxy (tcp)", "iptables DNAT"
+REWRITE_1, REWRITE_2 = "loaded-mp rewrite, 1 worker", "loaded-mp rewrite, 2 workers"
+CONNTRACK = "loaded-mp conntrack, 2 workers"
+QUEUE_1, QUEUE_2 = "queue alone, 1 worker", "queue alone, 2 workers"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a ratio shall be: at least `ratio`, or at most where less is better."""
+
+    work: str
+    path: str
+    peer: str
+    ratio: float
+
+
+GOALS = (
+    Goal("bulk-1", REWRITE_2, ROUTING, 0.4),
+    Goal("bulk-1", REWRITE_2, HAPROXY, 1.0),
+    Goal("bulk-4x4", REWRITE_2, ROUTING, 0.35),
+    Goal("bulk-4x4", REWRITE_2, HAPROXY, 0.8),
+    Goal("http", REWRITE_2, ROUTING, 0.5),
+    Goal("http", REWRITE_2, HAPROXY, 1.2),
+    Goal("new", REWRITE_2, DNAT, 0.85),
+    Goal("new", REWRITE_2, HAPROXY, 1.3),
+    Goal("udp", REWRITE_1, ROUTING, 0.75),
+    Goal("p99", REWRITE_2, ROUTING, 1.5),
+    Goal("p99", REWRITE_2, HAPROXY, 1.0),
+    Goal("bulk-1", CONNTRACK, DNAT, 0.97),
+    Goal("bulk-1", CONNTRACK, HAPROXY, 1.8),
+    Goal("bulk-4x4", CONNTRACK, DNAT, 0.97),
+    Goal("bulk-4x4", CONNTRACK, HAPROXY, 1.8),
+    Goal("http", CONNTRACK, DNAT, 0.97),
+    Goal("new", CONNTRACK, DNAT, 0.85),
+    Goal("udp", CONNTRACK, DNAT, 0.95),
+    Goal("p99", CONNTRACK, DNAT, 1.1),
+)
 
 
 def ratio(data: dict[str, Any], work: str, path: str, peer: str) -> float | None:
     """Median over the rounds of a path's value divided by the peer's in the same round."""
-    rounds = data["works"][work]["rounds"]
+    rounds = data["works"].get(work, {}).get("rounds", {})
     if path not in rounds or peer not in rounds:
         return None
     pairs = zip(rounds[path], rounds[peer], strict=True)
     return median(mine["value"] / theirs["value"] for mine, theirs in pairs)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure as people read it."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def goals(data: dict[str, Any]) -> Iterator[tuple[Goal, float, bool]]:
+    """Every goal that was measured, what was reached, and whether that is enough."""
+    for goal in GOALS:
+        reached = ratio(data, goal.work, goal.path, goal.peer)
+        if reached is not None:
+            more = data["works"][goal.work]["more_is_better"]
+            yield goal, reached, round(reached, 2) >= goal.ratio if more else round(reached, 2) <= goal.ratio
+
+
+def goals_table(data: dict[str, Any]) -> str:
+    """All goals as Markdown, with what a queue that accepts all unread reaches in the same place."""
+    lines = ["| work | way | peer | goal | reached | | queue alone |", "|---|---|---|---|---|---|---|"]
+    for goal, reached, enough in goals(data):
+        work = data["works"][goal.work]
+        sign = "≥" if work["more_is_better"] else "≤"
+        limit = None
+        if goal.path != CONNTRACK:
+            limit = ratio(data, goal.work, QUEUE_1 if goal.path == REWRITE_1 else QUEUE_2, goal.peer)
+        cells = (
+            work["title"], goal.path.removeprefix("loaded-mp "), goal.peer, f"{sign} {goal.ratio:g}",
+            f"{reached:.2f}", "yes" if enough else "**no**", "" if limit is None else f"{limit:.2f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def table(data: dict[str, Any]) -> str:
     """The whole run as Markdown."""
-    lines = [f"{data['rounds']} rounds of {data['seconds']:g} s each; medians, spread in brackets.", ""]
+    lines = []
     for key, work in data["works"].items():
         better = "more is better" if work["more_is_better"] else "less is better"
         lines += [
             f"### {work['title']} ({work['unit']}, {better})",
             "",
-            "| path | value | of routing | of HAProxy | of DNAT | CPU s per GB or 1,000 |",
+            "| path | median (lowest to highest) | of routing | of HAProxy | of DNAT | CPU s |",
             "|---|---|---|---|---|---|",
         ]
         for path, rounds in work["rounds"].items():
             values = [each["value"] for each in rounds]
-            spread = f"{_number(median(values))} ({_number(min(values))} to {_number(max(values))})"
+            spread = f"{number(median(values))} ({number(min(values))} to {number(max(values))})"
             ratios = [ratio(data, key, path, peer) for peer in (ROUTING, HAPROXY, DNAT)]
             cells = [f"{each:.2f}" if each is not None else "" for each in ratios]
             cpu = median(each["cpu_s"] / max(each["amount"], 1e-9) for each in rounds)

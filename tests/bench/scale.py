@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from loaded_mp.compiled import Bytes, compiled
 from loaded_mp.config.model import Config
 from loaded_mp.datapath.balance import Shared, to_backend
+from loaded_mp.datapath.system import Longs, now_us
 from loaded_mp.flows.atomics import Words
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, expire, find, flow_hash, forget, insert, touch
 from loaded_mp.memory.shared import EVICTIONS, SharedMemory, memory_bytes, new_shared_memory
@@ -119,14 +120,22 @@ def _ready(services: int, backends: int, flows: int) -> tuple[SharedMemory, Back
     return memory, state
 
 
-def _packet_ns(services: int, backends: int, flows: int) -> float:
-    memory, _ = _ready(services, backends, flows)
-    shared = Shared(
-        memory.table, memory.cursors, memory.traffic[0], memory.workers[0, EVICTIONS : EVICTIONS + 1]
-    )
+def _shared(memory: SharedMemory) -> Shared:
+    evictions = memory.workers[0, EVICTIONS : EVICTIONS + 1]
+    return Shared(memory.table, memory.cursors, memory.traffic[0], evictions)
+
+
+def _new_packet() -> Bytes:
+    """An empty UDP datagram over IPv4."""
     packet = np.zeros(_PACKET, np.uint8)
     packet[:10] = (0x45, 0, 0, _PACKET, 0, 0, 0, 0, 64, 17)
     packet[24:26] = (0, 8)
+    return packet
+
+
+def _packet_ns(services: int, backends: int, flows: int) -> float:
+    memory, _ = _ready(services, backends, flows)
+    shared, packet = _shared(memory), _new_packet()
     sources = _sources(flows) + np.uint64(0xC6120000)
     vips = np.random.default_rng(2).integers(_VIP, _VIP + services, _LOOKUPS).astype(np.uint64)
     snapshot = memory.snapshots[0]
@@ -186,6 +195,65 @@ def pauses() -> dict[str, float]:
     }
 
 
+@compiled
+def _decide_for(
+    microseconds: int,
+    packet: Bytes,
+    sources: Words,
+    vips: Words,
+    snapshot: Snapshot,
+    shared: Shared,
+    clock: Longs,
+) -> tuple[int, int, int]:
+    """Packets decided in batches of 64; the longest batch in microseconds, and how many took over 1 ms."""
+    begin = last = now_us(clock)
+    packets = longest = late = 0
+    while last - begin < microseconds:
+        at = packets % (sources.size - 64)
+        packets += _decide(packet, sources[at : at + 64], vips[at : at + 64], snapshot, shared)
+        now = now_us(clock)
+        longest = max(longest, now - last)
+        late += now - last > 1000
+        last = now
+    return packets, longest, late
+
+
+def _supervise(memory: SharedMemory, state: Backends) -> None:
+    """Publish, sweep and forget without a pause."""
+    table = memory.table
+    counts = np.zeros(MAX_VALUE + 1, np.int64)
+    while True:
+        state.fill(memory.snapshots[1])
+        for first in range(0, table.words.size, PIECE):
+            expire(table, first, first + PIECE, 0, counts)
+        forget(table, 0, table.words.size, 9)
+
+
+def waits() -> list[dict[str, float]]:
+    """The longest that 64 packets take a worker, alone and beside a busy supervisor, with a million flows."""
+    memory, state = _ready(1000, 8, 10**6)
+    _fill(memory.table, 10**6)
+    shared, packet = _shared(memory), _new_packet()
+    sources = _sources(10**6) + np.uint64(0xC6120000)
+    vips = np.random.default_rng(2).integers(_VIP, _VIP + 1000, _LOOKUPS).astype(np.uint64)
+    arguments = (packet, sources, vips, memory.snapshots[0], shared, np.zeros(2, np.int64))
+    _decide_for(1000, *arguments)
+    pause_us = 3_000_000
+    rows = []
+    for busy in (False, True):
+        beside = multiprocessing.get_context("fork").Process(target=_supervise, args=(memory, state))
+        if busy:
+            beside.start()
+        packets, longest_us, late = _decide_for(pause_us, *arguments)
+        if busy:
+            beside.kill()
+            beside.join()
+        rows.append(
+            {"supervisor_busy": busy, "packets": packets, "longest_us": longest_us, "batches_over_1_ms": late}
+        )
+    return rows
+
+
 def memory() -> dict[str, float]:
     """Bytes that are shared, by what they grow with."""
     return {
@@ -200,7 +268,7 @@ def memory() -> dict[str, float]:
 def main(out: Path) -> None:
     """Measure how costs grow."""
     data: dict[str, Any] = {}
-    for part in (lookups, packets, workers, pauses, memory):
+    for part in (lookups, packets, workers, pauses, waits, memory):
         print(f"measuring: {(part.__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
         data[part.__name__] = part()
     print(json.dumps(data, indent=1))

@@ -234,12 +234,14 @@ def test_reload(lab: Lab) -> None:
     daemon.logged("event=reload-refused")
     assert lab.answers("http", VIP4, 1, lab.sources4) == before
 
-    path.write_text(lab.config(checked=False, weights=(0, 1, 0)).replace(VIP4, "192.0.2.11"))
+    changed = lab.config(checked=False, weights=(0, 1, 0), top='log_level = "error"')
+    path.write_text(changed.replace(VIP4, "192.0.2.11"))
     os.kill(daemon.process.pid, signal.SIGHUP)
-    daemon.logged("event=reloaded")
+    wait_until(lambda: "192.0.2.11" in lab.balancer.run("iptables-save").stdout, "the new VIP")
     lab.client.ip("route add 192.0.2.11 via 198.18.255.254")
     # Weight 0 takes no new flows and keeps those that it has; the VIP is another, the service the same.
     assert lab.answers("http", "192.0.2.11", 1, lab.sources4) == before
-    assert "192.0.2.11" in lab.balancer.run("iptables-save").stdout
     assert VIP4 not in lab.balancer.run("iptables-save").stdout
     daemon.stop()
+    assert "event=reloaded" not in daemon.log
+    assert "event=stopped" not in daemon.log  # the new log level

@@ -1,0 +1,177 @@
+"""The figures of docs/performance, drawn from the data of the last run, each as SVG and PNG."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+from bench.paper import ECHO_BYTES, PAPER_MEAN, PAPER_SECONDS, WRITE_BYTES, mean_seconds, rate_mb_s
+from bench.report import CONNTRACK, DNAT, HAPROXY, REWRITE_1, REWRITE_2, ROUTING, number, ratio
+
+mpl.use("Agg")
+mpl.rcParams.update(
+    {
+        "svg.hashsalt": "loaded-mp",
+        "font.size": 9,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+    }
+)
+#: One colour for each way, the same in every figure.
+_COLOURS = {
+    ROUTING: "#555555",
+    DNAT: "#999999",
+    HAPROXY: "#d28e00",
+    "nginx (stream)": "#e8c06a",
+    "LVS (IPVS NAT)": "#bb5566",
+    "queue alone, 1 worker": "#b8d4e8",
+    "queue alone, 2 workers": "#7fb2d6",
+    REWRITE_1: "#2b7bba",
+    REWRITE_2: "#0b4f8a",
+    "loaded-mp rewrite, 4 workers": "#062a4a",
+    CONNTRACK: "#2a9d5c",
+}
+_SHARES = ("bulk-1", "bulk-4x4", "http", "new", "udp")
+
+
+def _save(figure: Any, folder: Path, name: str) -> None:
+    figure.tight_layout()
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
+def shares(data: dict[str, Any], folder: Path) -> None:
+    """Each way's throughput as a share of plain routing."""
+    ways = [way for way in data["works"]["bulk-1"]["rounds"] if way != ROUTING]
+    figure, axes = plt.subplots(figsize=(10, 4.2))
+    width = 0.8 / len(ways)
+    for place, way in enumerate(ways):
+        found = [(row, ratio(data, work, way, ROUTING)) for row, work in enumerate(_SHARES)]
+        bars = [(row + (place - len(ways) / 2 + 0.5) * width, share) for row, share in found if share]
+        axes.bar([x for x, _ in bars], [y for _, y in bars], width, label=way, color=_COLOURS.get(way))
+    axes.axhline(1, color=_COLOURS[ROUTING], linewidth=1)
+    axes.set_xticks(
+        range(len(_SHARES)), [data["works"][work]["title"].replace(", ", ",\n") for work in _SHARES]
+    )
+    axes.set_ylabel("share of plain routing")
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    _save(figure, folder, "shares")
+
+
+def _lines(
+    folder: Path,
+    name: str,
+    x: tuple[int, ...],
+    lines: dict[str, list[float]],
+    labels: tuple[str, str],
+    log_y: bool,
+) -> None:
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for way, values in lines.items():
+        way_only = way.removesuffix(", IPv4").removesuffix(", IPv6")
+        style = "--" if way.endswith("IPv6") else "-"
+        axes.plot(x, values, style, marker="o", markersize=3, label=way, color=_COLOURS.get(way_only))
+    if max(x) > 100:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(x, [str(value) for value in x])
+        axes.minorticks_off()
+    else:
+        axes.set_xticks(x)
+    if log_y:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.legend(fontsize=8)
+    _save(figure, folder, name)
+
+
+def _by_size(data: dict[str, Any], part: str, family: str, sizes: tuple[int, ...]) -> dict[str, list[float]]:
+    return {
+        way: [median(each[str(size)] for each in families[family]) for size in sizes]
+        for way, families in data[part].items()
+    }
+
+
+def paper(data: dict[str, Any], folder: Path) -> None:
+    """The paper's figures 2 to 8."""
+    clients = tuple(PAPER_SECONDS)
+    transfers = data["transfers"]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    rounds = transfers[REWRITE_2]["IPv4"]
+    for place, (axis, title) in enumerate(zip(axes, ("loaded, 2004", REWRITE_2), strict=True)):
+        for row, number_of in enumerate(clients):
+            ours = [median(each[str(number_of)][n] for each in rounds) for n in range(number_of)]
+            seconds = ours if place else PAPER_SECONDS[number_of]
+            axis.bar([row + (n - number_of / 2 + 0.5) * 0.2 for n in range(number_of)], seconds, 0.18)
+        axis.set_xticks(range(len(clients)), [str(each) for each in clients])
+        axis.set(title=title, xlabel="clients at once", ylabel="seconds of each client")
+    _save(figure, folder, "figure-2")
+
+    times = {
+        f"{way}, {family}": [mean_seconds(families[family], number_of) for number_of in clients]
+        for way, families in transfers.items()
+        for family in families
+        if way in (ROUTING, REWRITE_2, CONNTRACK)
+    }
+    _lines(folder, "figure-3", clients, times, ("clients at once", "mean seconds for 488 MB"), False)
+
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    for way in (ROUTING, HAPROXY, REWRITE_2, CONNTRACK):
+        rates = [rate_mb_s(transfers[way]["IPv4"], number_of) for number_of in clients]
+        alone = rates[0]
+        axis.plot(
+            clients, [rate / alone for rate in rates], "o-", label=way, color=_COLOURS[way], markersize=3
+        )
+    first = PAPER_MEAN[1][1]
+    axis.plot(clients, [rate / first for _, rate in PAPER_MEAN.values()], "k:", label="loaded, 2004")
+    axis.set(xlabel="clients at once", ylabel="MB/s of all, one client = 1", ylim=(0, None))
+    axis.set_xticks(clients)
+    axis.legend(fontsize=8)
+    _save(figure, folder, "figure-4")
+
+    echo = ("bytes of the message", "microseconds there and back")
+    write = ("bytes of a write", "Gbit/s")
+    for name, part, family, sizes, labels in (
+        ("figure-5", "latencies", "IPv6", ECHO_BYTES, echo),
+        ("figure-6", "bandwidths", "IPv6", WRITE_BYTES, write),
+        ("figure-7", "latencies", "IPv4", ECHO_BYTES, echo),
+        ("figure-8", "bandwidths", "IPv4", WRITE_BYTES, write),
+    ):
+        _lines(folder, name, sizes, _by_size(data, part, family, sizes), labels, part == "latencies")
+
+
+def scale(data: dict[str, Any], folder: Path) -> None:
+    """How costs grow."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6))
+    curves: tuple[tuple[Any, str, str, dict[str, list[dict[str, float]]]], ...] = (
+        (axes[0, 0], "flows", "ns", {"lookup": data["lookups"], "packet": data["packets"]["flows"]}),
+        (axes[0, 1], "backends", "ns", {"packet": data["packets"]["backends"]}),
+        (axes[1, 0], "services", "ns", {"packet": data["packets"]["services"]}),
+        (axes[1, 1], "workers", "millions_per_s", {"lookups": data["workers"]}),
+    )
+    for axis, x, y, lines in curves:
+        for label, rows in lines.items():
+            axis.plot([row[x] for row in rows], [row[y] for row in rows], "o-", label=label, markersize=3)
+            for row in rows:
+                point = (row[x], row[y])
+                axis.annotate(number(row[y]), point, textcoords="offset points", xytext=(0, 5), fontsize=7)
+        axis.set_xscale("log", base=2 if x == "workers" else 10)
+        if x == "workers":
+            axis.set_xticks([row[x] for row in data["workers"]], [str(row[x]) for row in data["workers"]])
+        axis.set(
+            xlabel=x, ylabel="nanoseconds" if y == "ns" else "millions a second, all together", ylim=(0, None)
+        )
+        axis.legend(fontsize=8)
+    _save(figure, folder, "scale")
+
+
+DRAWN: dict[str, Callable[[dict[str, Any], Path], None]] = {"bench": shares, "paper": paper, "scale": scale}

@@ -218,6 +218,10 @@ class Lab:
         for backend in self.backends:
             backend.start()
 
+    def processes(self) -> list[int]:
+        """Every process in the network."""
+        return [pid for namespace in self._namespaces for pid in namespace.processes()]
+
     @property
     def sources4(self) -> list[str]:
         """The client's IPv4 addresses."""

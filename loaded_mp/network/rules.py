@@ -140,14 +140,14 @@ def postrouting(side: Side, clamp: bool) -> list[str]:
     `clamp`: packets may be longer than a queue's message can be, so TCP's segments are kept shorter.
     Redirects are dropped: they would show a backend a way around the balancer, and IPv6 has no
     setting as send_redirects is for IPv4. They are never forwarded, so all are this host's own.
+    Where the kernel translates everything nothing else is needed, and each rule would cost each packet.
     """
-    rules = []
-    if side.family == 6:
-        rules = _link_messages(redirects="DROP")
+    if not side.listeners:
+        return [_link_message(_REDIRECT, "DROP")] if side.family == 6 else []
+    rules = _link_messages(redirects="DROP") if side.family == 6 else []
     if side.translated:
         rules.append("-m conntrack --ctstate DNAT -j RETURN")
-    if side.listeners:
-        rules += [_words(error, side.queue) for error in _errors(side.family)]
+    rules += [_words(error, side.queue) for error in _errors(side.family)]
     for server in side.name_servers:
         rules += [f"-d {server} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp")]
     rules += [f"-s {address} -j RETURN" for address in side.own_addresses]
@@ -155,7 +155,7 @@ def postrouting(side: Side, clamp: bool) -> list[str]:
         mss = LONGEST_PACKET - _HEADERS[side.family]
         match = f"-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {mss}"
         rules += [f"{way} {network} {match}" for network in side.networks for way in ("-s", "-d")]
-    limits = [""] if side.listeners else []
+    limits = [""]
     if all(side.listeners.values()):
         listeners = dict.fromkeys(listener for each in side.listeners.values() for listener in each)
         limits = [_limit(listener, side.family, "sport") for listener in listeners]
@@ -173,10 +173,11 @@ def nat(side: Side) -> list[str]:
 
 
 def _link_messages(redirects: Literal["RETURN", "DROP"] = "RETURN") -> list[str]:
-    return [
-        f"-p icmpv6 --icmpv6-type {number} -j {redirects if number == _REDIRECT else 'RETURN'}"
-        for number in _LINK_TYPES
-    ]
+    return [_link_message(number, redirects if number == _REDIRECT else "RETURN") for number in _LINK_TYPES]
+
+
+def _link_message(number: int, target: Literal["RETURN", "DROP"]) -> str:
+    return f"-p icmpv6 --icmpv6-type {number} -j {target}"
 
 
 def _errors(family: Family) -> list[str]:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 #: A worker that has not been heard of for so long is replaced. Its loop speaks up every 0.1 s.
 HANG_S = 2.0
-_WATCH_S = 0.1
+_WATCH_S = 0.25
 #: A worker that lived so long died by accident: it is replaced at once.
 _SOUND_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0

@@ -7,9 +7,10 @@ import numpy as np
 
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, expire, forget
 
-_INTERVAL_S = 1.0
+#: Seldom enough that the workers, whose cores it may take for a moment, do not show it in their latency.
+_INTERVAL_S = 5.0
 #: Entries looked at in one go: less than a millisecond.
-PIECE = 1 << 17
+PIECE = 1 << 16
 
 
 class Sweeper:

@@ -22,9 +22,13 @@ from bench.report import goals_table, table
 from bench.works import all_works
 
 
-def measure(quick: bool, rounds: int, seconds: float, only: tuple[str, ...]) -> dict[str, Any]:
+def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -> dict[str, Any]:
     """Everything, as it goes into the JSON file."""
-    works = [work for work in all_works() if (work.quick or not quick) and (not only or work.key in only)]
+    works = [
+        work
+        for work in all_works()
+        if (work.quick or not quick) and (not only or work.measures[0].key in only)
+    ]
     data: dict[str, Any] = {
         "machine": {
             "kernel": platform.release(),
@@ -37,42 +41,48 @@ def measure(quick: bool, rounds: int, seconds: float, only: tuple[str, ...]) -> 
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
         paths = [stack.enter_context(path()) for path in all_paths(quick)]
-        steps = rounds * sum(path.udp or not work.udp for work in works for path in paths)
+        for path in paths:
+            stack.enter_context(path.paused())
+        steps = sum(rounds * work.times for work in works for path in paths if path.udp or not work.udp)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
         task = progress.add_task("", total=steps)
         for work in works:
-            results: dict[str, list[dict[str, float]]] = {}
-            for number in range(rounds):
+            for measure in work.measures:
+                data["works"][measure.key] = {
+                    "title": measure.title,
+                    "unit": measure.unit,
+                    "more_is_better": measure.more_is_better,
+                    "rounds": {},
+                }
+            title = work.measures[0].title
+            for number in range(rounds * work.times):
                 for path in paths:
                     if work.udp and not path.udp:
                         continue
-                    progress.update(task, description=f"{work.title}: {path.name}, round {number + 1}")
-                    result = work.run(path, seconds)
-                    results.setdefault(path.name, []).append(asdict(result))
+                    progress.update(task, description=f"{title}: {path.name}, round {number + 1}")
+                    with path.turn():
+                        done = work.run(path, seconds)
+                    for measure, result in zip(work.measures, done, strict=True):
+                        found = data["works"][measure.key]["rounds"]
+                        found.setdefault(path.name, []).append(asdict(result))
                     progress.advance(task)
-            data["works"][work.key] = {
-                "title": work.title,
-                "unit": work.unit,
-                "more_is_better": work.more_is_better,
-                "rounds": results,
-            }
             if not console.is_terminal:
-                print(f"measured: {work.title}", file=sys.stderr, flush=True)
+                print(f"measured: {title}", file=sys.stderr, flush=True)
     return data
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="A look of about two minutes.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, quick 3.")
-@click.option("--seconds", type=float, help="Of each measurement. Default: 2, quick 1.")
+@click.option("--seconds", type=click.IntRange(min=1), help="Of each measurement. Default: 2, quick 1.")
 @click.option("--work", "only", multiple=True, help="Only this work; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there.")
 def main(
-    quick: bool, rounds: int | None, seconds: float | None, only: tuple[str, ...], out: Path | None
+    quick: bool, rounds: int | None, seconds: int | None, only: tuple[str, ...], out: Path | None
 ) -> None:
     """Measure loaded-mp beside routing, iptables DNAT, HAProxy and nginx."""
-    data = measure(quick, rounds or (3 if quick else 5), seconds or (1.0 if quick else 2.0), only)
+    data = measure_all(quick, rounds or (3 if quick else 5), seconds or (1 if quick else 2), only)
     print(table(data))
     print(goals_table(data))
     if out:

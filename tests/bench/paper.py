@@ -27,7 +27,7 @@ FAMILIES = (4, 6)
 ECHO_BYTES = (64, 256, 1024, 4096, 16_384, 60_000)
 WRITE_BYTES = (512, 2048, 8192, 32_768, 131_072)
 _ECHOES = 300
-_BULK_S = 0.5
+_BULK_S = 1
 _ECHO = """
 import socket, statistics, sys, time
 target, size, echoes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -83,7 +83,7 @@ def _bandwidths(way: Way, family: int) -> dict[str, Any]:
     rates = {}
     for size in WRITE_BYTES:
         words = ("iperf3", "-c", way.targets[family], "-p", str(IPERF_PORTS[0]), "-l", str(size), "-J")
-        done = way.lab.client.run(*words, "-t", f"{_BULK_S:g}")
+        done = way.lab.client.run(*words, "-t", str(_BULK_S))
         rates[str(size)] = json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"] / 1e9
     return rates
 
@@ -98,7 +98,8 @@ def measure(ways: list[Way], rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for family in FAMILIES:
                 for way in ways:
-                    found = part(way, family)
+                    with way.turn():
+                        found = part(way, family)
                     if found:
                         by_family = data.setdefault(name, {}).setdefault(way.name, {})
                         by_family.setdefault(f"IPv{family}", []).append(found)
@@ -140,6 +141,8 @@ def main(rounds: int, out: Path) -> None:
         ways = [stack.enter_context(path()) for path in all_paths(quick=True)]
         for way in ways:
             way.lab.big_file(MB * 1_000_000 // (1 << 20) + 1)
+        for way in ways:
+            stack.enter_context(way.paused())
         data = measure(ways, rounds)
     print(table(data))
     out.mkdir(parents=True, exist_ok=True)

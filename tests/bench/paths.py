@@ -1,7 +1,9 @@
 """The ways from client to backend that are compared, each on a lab of its own, all standing at once."""
 
 import contextlib
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,29 @@ class Way:
     lab: Lab
     targets: dict[int, str]
     udp: bool = True  #: whether it forwards UDP at all
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop all its processes but in its turns, so that it takes no time from other ways."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let it run as long as the context lasts."""
+        self._signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self.lab.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 def _vips() -> dict[int, str]:

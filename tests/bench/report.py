@@ -31,8 +31,8 @@ GOALS = (
     Goal("new", REWRITE_2, DNAT, 0.85),
     Goal("new", REWRITE_2, HAPROXY, 1.3),
     Goal("udp", REWRITE_1, ROUTING, 0.75),
-    Goal("p99", REWRITE_2, ROUTING, 1.5),
-    Goal("p99", REWRITE_2, HAPROXY, 1.0),
+    Goal("http-p99", REWRITE_2, ROUTING, 1.5),
+    Goal("http-p99", REWRITE_2, HAPROXY, 1.0),
     Goal("bulk-1", CONNTRACK, DNAT, 0.97),
     Goal("bulk-1", CONNTRACK, HAPROXY, 1.8),
     Goal("bulk-4x4", CONNTRACK, DNAT, 0.97),
@@ -40,7 +40,7 @@ GOALS = (
     Goal("http", CONNTRACK, DNAT, 0.97),
     Goal("new", CONNTRACK, DNAT, 0.85),
     Goal("udp", CONNTRACK, DNAT, 0.95),
-    Goal("p99", CONNTRACK, DNAT, 1.1),
+    Goal("http-p99", CONNTRACK, DNAT, 1.1),
 )
 
 
@@ -100,7 +100,8 @@ def table(data: dict[str, Any]) -> str:
             spread = f"{number(median(values))} ({number(min(values))} to {number(max(values))})"
             ratios = [ratio(data, key, path, peer) for peer in (ROUTING, HAPROXY, DNAT)]
             cells = [f"{each:.2f}" if each is not None else "" for each in ratios]
-            cpu = median(each["cpu_s"] / max(each["amount"], 1e-9) for each in rounds)
-            lines.append(f"| {path} | {spread} | {' | '.join(cells)} | {cpu:.3g} |")
+            cpu = [each["cpu_s"] / each["amount"] for each in rounds if each["amount"]]
+            cells.append(f"{median(cpu):.3g}" if cpu else "")
+            lines.append(f"| {path} | {spread} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

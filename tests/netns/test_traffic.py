@@ -32,7 +32,10 @@ for size in range(last + 1 + window):
         echo.send(noise[:size])
         waiting.add(size)
     if size >= window:
-        back = echo.recv(65536)
+        try:
+            back = echo.recv(65536)
+        except TimeoutError:
+            break
         if len(back) in waiting and back == noise[:len(back)]:
             waiting.remove(len(back))
         else:

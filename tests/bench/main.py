@@ -74,15 +74,13 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
 
 @click.command()
 @click.option("--quick", is_flag=True, help="A look of about two minutes.")
-@click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, quick 3.")
-@click.option("--seconds", type=click.IntRange(min=1), help="Of each measurement. Default: 2, quick 1.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, quick 2.")
+@click.option("--seconds", type=click.IntRange(min=1), default=1, help="Of each measurement. Default: 1.")
 @click.option("--work", "only", multiple=True, help="Only this work; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there.")
-def main(
-    quick: bool, rounds: int | None, seconds: int | None, only: tuple[str, ...], out: Path | None
-) -> None:
+def main(quick: bool, rounds: int | None, seconds: int, only: tuple[str, ...], out: Path | None) -> None:
     """Measure loaded-mp beside routing, iptables DNAT, HAProxy and nginx."""
-    data = measure_all(quick, rounds or (3 if quick else 5), seconds or (1 if quick else 2), only)
+    data = measure_all(quick, rounds or (2 if quick else 5), seconds, only)
     print(table(data))
     print(goals_table(data))
     if out:

@@ -86,6 +86,8 @@ def _lines(
         axes.set_xticks(x)
     if log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(labels[0])

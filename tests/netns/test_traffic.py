@@ -125,9 +125,9 @@ def test_download(lab: Lab, vip: str, clients: int, checksum: str) -> None:
 
 
 @pytest.mark.parametrize("vip", VIPS)
-def test_udp_echo_of_every_size(lab: Lab, vip: str) -> None:
+def test_udp_echo_of_every_size(lab: Lab, daemon: Daemon, vip: str) -> None:
     done = lab.client.run(sys.executable, "-c", ECHO_EVERY_SIZE, vip, str(SIZES), timeout_s=240)
-    assert done.stdout == "lost []\n"
+    assert done.stdout == "lost []\n", daemon.status()
 
 
 def test_nothing_was_dropped(daemon: Daemon) -> None:

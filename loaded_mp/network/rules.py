@@ -114,19 +114,23 @@ def new_connections(side: Side) -> list[str]:
 
 
 def translation(side: Side) -> list[str]:
-    """LOADED-DNAT in nat PREROUTING: from the mark that a worker gave to the backend."""
-    return [f"-m mark --mark {mark:#x} -j DNAT --to-destination {address}" for address, mark in side.marks]
+    """LOADED-DNAT in nat PREROUTING: the mark that a worker gave goes to the connection, and leads to the backend.
+
+    Only the first packet of a connection comes here, so it costs the others nothing.
+    """
+    ours = {mark & _MARK_MASK for _, mark in side.marks}
+    rules = [f"-m mark --mark {part:#x}/{_MARK_MASK:#x} -j CONNMARK --save-mark" for part in ours]
+    return rules + [
+        f"-m mark --mark {mark:#x} -j DNAT --to-destination {address}" for address, mark in side.marks
+    ]
 
 
 def accounting(side: Side) -> list[str]:
-    """LOADED-FORWARD in mangle FORWARD: the mark goes to the connection; then one counter for each direction.
+    """LOADED-FORWARD in mangle FORWARD: one counter for each backend and direction.
 
     The comments name mark and direction, for whoever reads the counters.
     """
-    if not side.marks:
-        return []
-    ours = {mark & _MARK_MASK for _, mark in side.marks}
-    rules = [f"-m mark --mark {part:#x}/{_MARK_MASK:#x} -j CONNMARK --save-mark" for part in ours]
+    rules = []
     for address, mark in side.marks:
         for way, direction in (("-d", "to_backend"), ("-s", "to_client")):
             comment = f'-m comment --comment "{mark:#x} {direction}"'

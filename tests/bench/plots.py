@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from bench.paper import ECHO_BYTES, PAPER_MEAN, PAPER_SECONDS, WRITE_BYTES, mean_seconds, rate_mb_s
 from bench.report import CONNTRACK, DNAT, HAPROXY, REWRITE_1, REWRITE_2, ROUTING, number, ratio
@@ -86,6 +87,7 @@ def _lines(
         axes.set_xticks(x)
     if log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
     else:

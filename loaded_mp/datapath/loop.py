@@ -117,7 +117,7 @@ def decide(
             reason = to_client(buffer, start, header, snapshot, shared)
     if reason == _OK:
         if mark:
-            return NF_ACCEPT, False, mark, _OK
+            return NF_REPEAT, False, mark, _OK
         if queued.cut:
             return NF_DROP, False, 0, _CUT
         if not queued.checksum_ready:

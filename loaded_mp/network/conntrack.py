@@ -12,7 +12,8 @@ from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.rules import Family
 
 _WHOLE_MARK = 0xFFFF_FFFF
-_COUNTER = re.compile(r'\[(\d+):(\d+)\] -A LOADED-FORWARD .*"(0x[0-9a-f]+) (to_backend|to_client)"')
+_COUNTER = re.compile(r"\[(\d+):(\d+)\] -A LOADED-FORWARD -([ds]) \S+ -m connmark --mark (0x[0-9a-f]+) ")
+_DIRECTIONS = {"d": "to_backend", "s": "to_client"}
 
 
 class Counted(NamedTuple):
@@ -49,8 +50,8 @@ def read_counters(families: tuple[Family, ...]) -> dict[int, Counted]:
     """What the rules of LOADED-FORWARD have counted so far, by mark. Raises NetworkError."""
     counted: dict[int, Counted] = {}
     for family in families:
-        for packets, octets, mark, direction in _COUNTER.findall(iptables.saved(family, "mangle")):
-            number = int(mark, 16)
+        for packets, octets, end, mark in _COUNTER.findall(iptables.saved(family, "mangle")):
+            number, direction = int(mark, 16), _DIRECTIONS[end]
             counted[number] = counted.get(number, Counted())._replace(
                 **{f"{direction}_packets": int(packets), f"{direction}_bytes": int(octets)}
             )

@@ -22,7 +22,6 @@ from loaded_mp.network.rules import (
     accounting,
     listeners_of,
     nat,
-    new_connections,
     postrouting,
     prerouting,
     queue_target,
@@ -308,7 +307,6 @@ def _chains(config: Config, host: Host, queue: str, marks: Marks) -> list[AddCha
             wanted += [
                 ("mangle", "FORWARD", "LOADED-FORWARD", accounting(side), why),
                 ("nat", "PREROUTING", "LOADED-DNAT", translation(side), why),
-                ("mangle", "PREROUTING", "LOADED-PREROUTING", new_connections(side), why),
             ]
         wanted += [
             ("mangle", "POSTROUTING", "LOADED-POSTROUTING", postrouting(side, clamp), "replies of backends"),

@@ -2,9 +2,9 @@
 
 For services that workers rewrite, requests are queued before conntrack and routing (raw PREROUTING),
 replies after them (mangle POSTROUTING). For those that the kernel forwards, only the first packet of a
-connection is queued (mangle PREROUTING); it comes back with the mark of a backend, by which nat PREROUTING
-translates the connection as long as it lives. The mark stays with the connection (connmark), which is how
-its packets are counted and how the connections of a backend are found.
+connection is queued (nat PREROUTING, where no other comes); it passes there once more with the mark of a
+backend, by which the connection is translated as long as it lives. The mark stays with the connection
+(connmark), which is how its packets are counted and how the connections of a backend are found.
 
 Port matches rely on whole packets: the conntrack match at the end of LOADED-POSTROUTING makes the kernel
 reassemble fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
@@ -104,38 +104,31 @@ def _untracked(side: Side, vip: Address) -> list[str]:
     return rules
 
 
-def new_connections(side: Side) -> list[str]:
-    """LOADED-PREROUTING in mangle: the first packets of connections that the kernel translates."""
-    rules = []
-    for vip, listeners in side.translated.items():
-        limits = [_limit(listener, side.family, "dport") for listener in listeners] or [""]
-        rules += [_words(f"-d {vip}", limit, "-m conntrack --ctstate NEW", side.queue) for limit in limits]
-    return rules
-
-
 def translation(side: Side) -> list[str]:
-    """LOADED-DNAT in nat PREROUTING: the mark that a worker gave goes to the connection, and leads to the backend.
+    """LOADED-DNAT in nat PREROUTING: first packets to the queue, then by their mark to a backend.
 
-    Only the first packet of a connection comes here, so it costs the others nothing.
+    The mark goes to the connection. Only first packets come here, so the others pay nothing for it.
     """
     ours = {mark & _MARK_MASK for _, mark in side.marks}
     rules = [f"-m mark --mark {part:#x}/{_MARK_MASK:#x} -j CONNMARK --save-mark" for part in ours]
-    return rules + [
-        f"-m mark --mark {mark:#x} -j DNAT --to-destination {address}" for address, mark in side.marks
-    ]
+    for address, mark in side.marks:
+        rules.append(f"-m mark --mark {mark:#x} -j DNAT --to-destination {address}")
+    for vip, listeners in side.translated.items():
+        limits = [_limit(listener, side.family, "dport") for listener in listeners] or [""]
+        rules += [_words(f"-d {vip}", limit, side.queue) for limit in limits]
+    return rules
 
 
 def accounting(side: Side) -> list[str]:
     """LOADED-FORWARD in mangle FORWARD: one counter for each backend and direction.
 
-    The comments name mark and direction, for whoever reads the counters.
+    `network/conntrack.py` reads them.
     """
-    rules = []
-    for address, mark in side.marks:
-        for way, direction in (("-d", "to_backend"), ("-s", "to_client")):
-            comment = f'-m comment --comment "{mark:#x} {direction}"'
-            rules.append(f"{way} {address} -m connmark --mark {mark:#x} {comment} -j RETURN")
-    return rules
+    return [
+        f"{way} {address} -m connmark --mark {mark:#x} -j RETURN"
+        for address, mark in side.marks
+        for way in ("-d", "-s")
+    ]
 
 
 def postrouting(side: Side, clamp: bool) -> list[str]:

@@ -76,7 +76,9 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
 @click.option("--quick", is_flag=True, help="A look of about two minutes.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, quick 2.")
 @click.option("--seconds", type=click.IntRange(min=1), default=1, help="Of each measurement. Default: 1.")
-@click.option("--work", "only", multiple=True, help="Only this work; may be repeated.")
+@click.option(
+    "--work", "only", multiple=True, help="Only this, and leave what else --out has; may be repeated."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there.")
 def main(quick: bool, rounds: int | None, seconds: int, only: tuple[str, ...], out: Path | None) -> None:
     """Measure loaded-mp beside routing, iptables DNAT, HAProxy and nginx."""
@@ -85,7 +87,10 @@ def main(quick: bool, rounds: int | None, seconds: int, only: tuple[str, ...], o
     print(goals_table(data))
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "bench.json").write_text(json.dumps(data, indent=1) + "\n")
+        file = out / "bench.json"
+        if only and file.exists():
+            data["works"] = json.loads(file.read_text())["works"] | data["works"]
+        file.write_text(json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def test_every_step_passes_and_nothing_is_left() -> None:
 
 def test_interrupted_it_leaves_nothing() -> None:
     before = traces()
+    # Where this process was started to ignore SIGINT, as shells do in the background, the demo would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen([loaded_mp(), "demo"], stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout
         for line in demo.stdout:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.paths import all_paths
 from bench.report import goals_table, table
-from bench.works import all_works
+from bench.works import Work, all_works
 
 
 def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -> dict[str, Any]:
@@ -31,19 +31,23 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
     ]
     data: dict[str, Any] = {
         "machine": {
-            "kernel": platform.release(),
+            "kernel": platform.release().split("-")[0],
             "cores": len(Path("/proc/cpuinfo").read_text().split("processor\t")) - 1,
         },
         "rounds": rounds,
         "seconds": seconds,
         "works": {},
     }
+
+    def rounds_of(work: Work) -> int:
+        return rounds if quick else rounds * work.times
+
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
         paths = [stack.enter_context(path()) for path in all_paths(quick)]
         for path in paths:
             stack.enter_context(path.paused())
-        steps = sum(rounds * work.times for work in works for path in paths if path.udp or not work.udp)
+        steps = sum(rounds_of(work) for work in works for path in paths if path.udp or not work.udp)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
         task = progress.add_task("", total=steps)
@@ -56,7 +60,7 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
                     "rounds": {},
                 }
             title = work.measures[0].title
-            for number in range(rounds * work.times):
+            for number in range(rounds_of(work)):
                 for path in paths:
                     if work.udp and not path.udp:
                         continue

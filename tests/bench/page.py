@@ -49,7 +49,8 @@ is there for those who need more; what it lacks of DNAT is the rule that counts 
 Latencies are measured with cores that do not halt and a client that nothing else delays, from the moment at
 which a request was due. Still, p99 and p99.9 are less ours than the machine's: about one request in a hundred
 meets a pause of a millisecond or two on every path, routing too, so that p99 falls now on this and now on
-that side of it. The spread below shows how far.
+that side of it. What is behind a queue meets more of them, as more processes have to get a core for each
+request. The spread below shows how far they go.
 
 ## Everything
 

@@ -130,11 +130,6 @@ def _user(name: str) -> Finding:
     return Finding("ok", "user", f"workers run as {name} ({account.pw_uid})")
 
 
-def _command(tool: str, suffix: str = "") -> str:
-    variant = iptables.variant()
-    return tool + (f"-{variant}" if variant else "") + suffix
-
-
 def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, input=text, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
@@ -143,7 +138,7 @@ def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]
 
 def _iptables() -> Iterator[Finding]:
     for tool in ("iptables", "ip6tables"):
-        command = _command(tool)
+        command = iptables.command_name(tool, iptables.variant())
         try:
             done = _run([command, "--version"])
         except FileNotFoundError:
@@ -216,7 +211,8 @@ def _put(chain: AddChain) -> None:
 
 
 def _test(chain: AddChain) -> None:
-    done = _run([_command(chain.tool, "-restore"), "--noflush", "--test"], chain.text(jump=True))
+    command = iptables.command_name(chain.tool, iptables.variant(), "-restore")
+    done = _run([command, "--noflush", "--test"], chain.text(jump=True))
     if done.returncode:
         raise NetworkError(" ".join(done.stderr.split()))
 
@@ -235,8 +231,11 @@ def _rules(config: Config, attempt: Callable[[AddChain], None]) -> Iterator[Find
                 attempt(chain)
         except NetworkError as error:
             todo = (
-                "the kernel needs the targets NFQUEUE and MASQUERADE, the match conntrack and the tables raw,"
-                " mangle and nat (xt_NFQUEUE, xt_MASQUERADE, xt_conntrack, nf_tables or ip_tables)"
+                "the kernel needs the tables raw, mangle and nat, the targets NFQUEUE, CT and MASQUERADE and"
+                " the matches conntrack, ttl, hl and length (xt_NFQUEUE, xt_CT, xt_MASQUERADE, xt_conntrack,"
+                ' xt_hl, xt_length, nf_nat, nf_tables or ip_tables); for forwarding = "conntrack" also the'
+                " table security, the matches mark and connmark and the target DNAT (xt_mark, xt_connmark,"
+                " xt_nat)"
             )
             yield Finding("fail", what, str(error), todo)
         else:

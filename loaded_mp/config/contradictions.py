@@ -30,7 +30,7 @@ class _Service:
 def contradictions(data: dict[str, Any]) -> Iterator[Contradiction]:
     """All of them, each with the location in the shape of Config that it is best reported at."""
     yield from _numbers(data)
-    services = [_service(number, table) for number, table in _tables(data.get("services"))]
+    services = [_service(number, table) for number, table in tables(data.get("services"))]
     backends = {backend for service in services for backend in service.backends.values()}
     names: set[str] = set()
     answering: dict[Address, list[_Service]] = {}  #: by VIP, the services so far
@@ -63,7 +63,8 @@ def _address(read: Callable[[Any], T], value: object) -> T | None:
     return _read(read, value) if isinstance(value, str) and "%" not in value else None
 
 
-def _tables(value: object) -> list[tuple[int, dict[str, Any]]]:
+def tables(value: object) -> list[tuple[int, dict[str, Any]]]:
+    """What of a list are tables, each with its row."""
     return [(row, each) for row, each in enumerate(_list(value)) if isinstance(each, dict)]
 
 
@@ -73,7 +74,7 @@ def _list(value: object) -> list[Any]:
 
 def _service(number: int, table: dict[str, Any]) -> _Service:
     vips = {row: _address(ip_interface, each) for row, each in enumerate(_list(table.get("vips")))}
-    rows = _tables(table.get("backends"))
+    rows = tables(table.get("backends"))
     backends = {row: _address(ip_address, each.get("address")) for row, each in rows}
     listen = [_read(Listener.model_validate, each) for each in _list(table.get("listen", []))]
     return _Service(

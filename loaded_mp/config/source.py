@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loaded_mp.config.classic import Family, read_classic
+from loaded_mp.config.contradictions import tables
 from loaded_mp.config.draft import Draft, Place
 from loaded_mp.config.errors import ConfigError, Mistake
 from loaded_mp.config.flags import read_flags
@@ -77,21 +78,17 @@ class Source:
 
 def _forward(draft: Draft, forwarding: str) -> None:
     """Forward every service so, whatever else is said of it."""
-    services = draft.data.get("services")
-    for number, service in enumerate(services if isinstance(services, list) else ()):
-        if isinstance(service, dict):
-            service["forwarding"] = forwarding
-            draft.places["services", number, "forwarding"] = Place(f"--forwarding {forwarding}", "")
+    for number, service in tables(draft.data.get("services")):
+        service["forwarding"] = forwarding
+        draft.places["services", number, "forwarding"] = Place(f"--forwarding {forwarding}", "")
 
 
 def _check(draft: Draft, port: str) -> None:
     """Check the backends of every service at a port, whatever else is said of the check."""
-    services = draft.data.get("services")
-    for number, service in enumerate(services if isinstance(services, list) else ()):
-        if isinstance(service, dict):
-            check = service.get("check")
-            service["check"] = {**(check if isinstance(check, dict) else {}), "port": port}
-            draft.places["services", number, "check", "port"] = Place(f"--check-port {port}", "")
+    for number, service in tables(draft.data.get("services")):
+        check = service.get("check")
+        service["check"] = {**(check if isinstance(check, dict) else {}), "port": port}
+        draft.places["services", number, "check", "port"] = Place(f"--check-port {port}", "")
 
 
 def _joined(drafts: list[Draft]) -> Draft:

@@ -221,7 +221,7 @@ def _handle(
 
 
 @compiled
-def _next_batch(descriptor: int, batch: Batch, started_us: int) -> int:
+def next_batch(descriptor: int, batch: Batch, started_us: int) -> int:
     """Read what is there; if nothing is, look again for a moment, then sleep until something comes."""
     while now_us(batch.clock) - started_us < _LOOK_US:
         count = receive(descriptor, batch.messages, False)
@@ -245,7 +245,7 @@ def serve(
     started_us = now = now_us(batch.clock)
     served = 0
     while now - started_us < _ROUND_US:
-        count = _next_batch(descriptor, batch, now)
+        count = next_batch(descriptor, batch, now)
         now = now_us(batch.clock)
         row[HEARTBEAT_MS] = np.uint64(now // 1000)
         if count in (_EAGAIN, _EINTR):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from loaded_mp.lab.lab import VIPS, Daemon, Lab
+from loaded_mp.lab.lab import VIPS, Daemon, Lab, in_url
 from loaded_mp.lab.wait import wait_until
 
 WEIGHTS = (3, 2, 1)
@@ -134,10 +134,6 @@ def _sysctls(lab: Lab) -> str:
     return lab.balancer.run("sysctl", "net.ipv4.conf", "net.ipv4.ip_forward", "net.ipv6.conf").stdout
 
 
-def _host(vip: str) -> str:
-    return f"[{vip}]" if ":" in vip else vip
-
-
 def _ping(lab: Lab) -> str:
     times = []
     for vip in VIPS:
@@ -170,9 +166,9 @@ def _web(lab: Lab, vip: str, homes: dict[str, str]) -> str:
 
 def _tools(lab: Lab) -> str:
     for vip in VIPS:
-        name = lab.client.run("curl", "-sg", f"http://{_host(vip)}/").stdout.strip()
+        name = lab.client.run("curl", "-sg", f"http://{in_url(vip)}/").stdout.strip()
         others = (
-            lab.client.run("wget", "-qO-", f"http://{_host(vip)}/").stdout.strip(),
+            lab.client.run("wget", "-qO-", f"http://{in_url(vip)}/").stdout.strip(),
             lab.client.run("dig", "+short", f"@{vip}", "who", "TXT").stdout.strip().strip('"'),
         )
         if set(others) != {name}:
@@ -198,7 +194,7 @@ def _download(lab: Lab) -> str:
     for vip in VIPS:
         path = lab.folder / "download"
         started = time.monotonic()
-        lab.client.run("curl", "-sgf", "-o", str(path), f"http://{_host(vip)}/big", timeout_s=120)
+        lab.client.run("curl", "-sgf", "-o", str(path), f"http://{in_url(vip)}/big", timeout_s=120)
         took = time.monotonic() - started
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
@@ -239,7 +235,6 @@ def _backend_back(lab: Lab, daemon: Daemon) -> str:
 
 def _kill_workers(lab: Lab, daemon: Daemon) -> str:
     asked = 0
-    replaced_ms = []
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         for number in range(WORKERS):
             asking = pool.submit(lab.answers, "http", VIPS[0], 10, lab.sources4)

@@ -61,6 +61,11 @@ class Options:
     outside: bool = False  #: a host beyond a third interface of the balancer, with HTTP and DNS
 
 
+def in_url(address: str) -> str:
+    """An address as it stands in a URL (RFC 3986, 3.2.2)."""
+    return f"[{address}]" if ":" in address else address
+
+
 class Backend:
     """A backend's addresses, where it lives, and its servers."""
 
@@ -391,19 +396,7 @@ class Lab:
         Raises RuntimeError with what tcpdump says if it does not start.
         """
         path = self.folder / f"{interface}-{next(self._captures)}.pcap"
-        words = (
-            "tcpdump",
-            "-i",
-            interface,
-            "-n",
-            "-U",
-            "--immediate-mode",
-            "-Z",
-            "root",
-            "-w",
-            str(path),
-            *expression,
-        )
+        words = (*f"tcpdump -i {interface} -n -U --immediate-mode -Z root -w {path}".split(), *expression)
         process = namespace.start(*words, output=subprocess.PIPE)
         assert process.stdout
         said = ""

@@ -9,7 +9,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from loaded_mp.network import iptables
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.network.rules import Family
+from loaded_mp.network.rules import ACCOUNTING_TABLE, Family
 
 _WHOLE_MARK = 0xFFFF_FFFF
 _COUNTER = re.compile(r"\[(\d+):(\d+)\] -A LOADED-FORWARD -([ds]) \S+ -m connmark --mark (0x[0-9a-f]+) ")
@@ -50,7 +50,7 @@ def read_counters(families: tuple[Family, ...]) -> dict[int, Counted]:
     """What the rules of LOADED-FORWARD have counted so far, by mark. Raises NetworkError."""
     counted: dict[int, Counted] = {}
     for family in families:
-        for packets, octets, end, mark in _COUNTER.findall(iptables.saved(family, "mangle")):
+        for packets, octets, end, mark in _COUNTER.findall(iptables.saved(family, ACCOUNTING_TABLE)):
             number, direction = int(mark, 16), _DIRECTIONS[end]
             counted[number] = counted.get(number, Counted())._replace(
                 **{f"{direction}_packets": int(packets), f"{direction}_bytes": int(octets)}

@@ -42,7 +42,7 @@ def undo(change: AddChain, variant: str) -> None:
 
 def saved(family: Literal[4, 6], table: str) -> str:
     """What iptables-save says of a table, with counters. Raises NetworkError."""
-    command = _command("iptables" if family == 4 else "ip6tables", variant(), "-save")
+    command = command_name("iptables" if family == 4 else "ip6tables", variant(), "-save")
     done = _call([command, "-c", "-t", table])
     if done.returncode:
         raise NetworkError(f"{command}: {' '.join(done.stderr.split())}")
@@ -61,11 +61,12 @@ def _restore(change: AddChain, variant: str, text: str) -> None:
 def _run(
     change: AddChain, variant: str, suffix: str, arguments: list[str], text: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    command = _command(change.tool, variant, suffix)
+    command = command_name(change.tool, variant, suffix)
     return _call([command, "-w", str(_LOCK_WAIT_S), *arguments], text)
 
 
-def _command(tool: str, variant: str, suffix: str) -> str:
+def command_name(tool: str, variant: str, suffix: str = "") -> str:
+    """The command of a variant: "nft", "legacy", or "" for what the host has chosen."""
     return tool + (f"-{variant}" if variant else "") + suffix
 
 

@@ -16,6 +16,7 @@ from loaded_mp.config.model import Address, Config, Interface, Network
 from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.rules import (
+    ACCOUNTING_TABLE,
     LONGEST_PACKET,
     Family,
     Side,
@@ -305,7 +306,7 @@ def _chains(config: Config, host: Host, queue: str, marks: Marks) -> list[AddCha
         if side.translated:
             why = "connections that the kernel translates"
             wanted += [
-                ("mangle", "FORWARD", "LOADED-FORWARD", accounting(side), why),
+                (ACCOUNTING_TABLE, "FORWARD", "LOADED-FORWARD", accounting(side), why),
                 ("nat", "PREROUTING", "LOADED-DNAT", translation(side), why),
             ]
         wanted += [

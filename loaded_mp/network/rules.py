@@ -21,6 +21,11 @@ Forwarding = Literal["rewrite", "conntrack"]
 #: The part of a mark that says that it is ours.
 _MARK_MASK = 0xFFFF_0000
 
+#: Where forwarded packets are counted. Each table costs each packet at each of its hooks: mangle has five,
+#: this one three, of which a forwarded packet passes one; and it comes last, so that what a firewall does
+#: in the others makes no difference to what is counted.
+ACCOUNTING_TABLE = "security"
+
 #: The longest IP packet that fits with its attribute header into the 16-bit length of NFQA_PAYLOAD,
 #: down to a multiple of 4.
 LONGEST_PACKET = 65_528
@@ -120,7 +125,7 @@ def translation(side: Side) -> list[str]:
 
 
 def accounting(side: Side) -> list[str]:
-    """LOADED-FORWARD in mangle FORWARD: one counter for each backend and direction.
+    """LOADED-FORWARD in security FORWARD: one counter for each backend and direction.
 
     `network/conntrack.py` reads them.
     """

@@ -7,26 +7,19 @@ import multiprocessing
 import sys
 
 from loaded_mp.compiled import compiled
-from loaded_mp.datapath.loop import Batch, new_batch
+from loaded_mp.datapath.loop import Batch, new_batch, next_batch
 from loaded_mp.datapath.messages import NF_ACCEPT, VERDICT_HEADER, read_message, write_verdict
 from loaded_mp.datapath.queue import Queue
-from loaded_mp.datapath.system import let_others_run, now_us, receive, send
+from loaded_mp.datapath.system import now_us, send
 
 _QUEUE_LENGTH = 65_536
-_LOOK_US = 50  # as the worker's loop
 
 
 @compiled
 def _accept(descriptor: int, queue: int, batch: Batch) -> None:
     address = batch.buffer.ctypes.data
     while True:
-        started_us = now_us(batch.clock)
-        count = receive(descriptor, batch.messages, False)
-        while count < 0 and now_us(batch.clock) - started_us < _LOOK_US:
-            let_others_run()
-            count = receive(descriptor, batch.messages, False)
-        if count < 0:
-            count = receive(descriptor, batch.messages, True)
+        count = next_batch(descriptor, batch, now_us(batch.clock))
         verdicts = 0
         for i in range(count):
             at = batch.vectors_in[i, 0] - address

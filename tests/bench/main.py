@@ -5,6 +5,7 @@ All paths stand at once; they take turns within each round, so that a noisy mome
 
 import contextlib
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -32,7 +33,7 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
     data: dict[str, Any] = {
         "machine": {
             "kernel": platform.release().split("-")[0],
-            "cores": len(Path("/proc/cpuinfo").read_text().split("processor\t")) - 1,
+            "cores": os.cpu_count(),
         },
         "rounds": rounds,
         "seconds": seconds,
@@ -81,7 +82,11 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 5, quick 2.")
 @click.option("--seconds", type=click.IntRange(min=1), default=1, help="Of each measurement. Default: 1.")
 @click.option(
-    "--work", "only", multiple=True, help="Only this, and leave what else --out has; may be repeated."
+    "--work",
+    "only",
+    type=click.Choice([work.measures[0].key for work in all_works()]),
+    multiple=True,
+    help="Only this, and leave what else --out has; may be repeated.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there.")
 def main(quick: bool, rounds: int | None, seconds: int, only: tuple[str, ...], out: Path | None) -> None:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.paths import IPERF_PORTS, Way, all_paths
 from bench.works import cores_awake
+from loaded_mp.lab.lab import in_url
 
 #: The paper's megabytes; seconds of each client by the number of clients (figure 2); mean seconds, MB/s (4).
 MB = 488
@@ -48,10 +49,9 @@ print(statistics.median(times) * 1e6)
 def _download(way: Way, family: int, client: int) -> float:
     """Seconds that one client needs for the file."""
     target = way.targets[family]
-    host = f"[{target}]" if family == 6 else target
     source = way.lab.sources(target)[client]
     started = time.monotonic()
-    words = ("wget", "-q", "-O", "/dev/null", f"--bind-address={source}", f"http://{host}/big")
+    words = ("wget", "-q", "-O", "/dev/null", f"--bind-address={source}", f"http://{in_url(target)}/big")
     way.lab.client.run(*words, timeout_s=300)
     return time.monotonic() - started
 

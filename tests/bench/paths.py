@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from loaded_mp.lab.lab import VIPS, Lab, Options
+from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.wait import wait_until
 
 #: iperf3 takes one client at a time: one port, and one server on each backend, for each.
@@ -63,10 +63,9 @@ def _prepare(lab: Lab) -> None:
         for pid in backend.namespace.processes():
             backend.namespace.run("taskset", "-a", "-p", "-c", "1", str(pid), check=False)
         backend.namespace.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
-    lab.balancer.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
-    lab.balancer.sysctl("net/ipv4/ip_local_port_range", "1024 65000")
-    lab.client.sysctl("net/ipv4/ip_local_port_range", "1024 65000")
-    lab.client.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
+    for namespace in (lab.client, lab.balancer):
+        namespace.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
+        namespace.sysctl("net/ipv4/ip_local_port_range", "1024 65000")
 
 
 @contextlib.contextmanager
@@ -107,7 +106,7 @@ def ipvs() -> Iterator[Way]:
             family = ["-6"] if ":" in vip else []
             lab.balancer.run("ipvsadm", "-A", "-f", str(mark), *family, "-s", "rr", "-p")
             for backend in lab.backends:
-                address = f"[{backend.ipv6}]" if ":" in vip else backend.ipv4
+                address = in_url(backend.ipv6 if ":" in vip else backend.ipv4)
                 lab.balancer.run("ipvsadm", "-a", "-f", str(mark), *family, "-r", address, "-m")
         yield Way("LVS (IPVS NAT)", lab, _vips())
 
@@ -167,6 +166,10 @@ def nginx_stream() -> Iterator[Way]:
         yield Way("nginx (stream)", lab, _vips(), udp=False)
 
 
+def _workers(number: int) -> str:
+    return f"{number} worker{'' if number == 1 else 's'}"
+
+
 def queue_alone(workers: int) -> Callable[[], contextlib.AbstractContextManager[Way]]:
     """Routing with each packet accepted unread by userspace: the limit of everything behind a queue.
 
@@ -183,9 +186,8 @@ def queue_alone(workers: int) -> Callable[[], contextlib.AbstractContextManager[
             program = str(Path(__file__).with_name("accept_all.py"))
             lab.balancer.start(sys.executable, program, str(workers))
             wait_until(lambda: _served_queues(lab) == workers, "the queues are served", 60)
-            plural = "" if workers == 1 else "s"
             target4, target6 = lab.backends[0].ipv4, lab.backends[0].ipv6
-            yield Way(f"queue alone, {workers} worker{plural}", lab, {4: target4, 6: target6})
+            yield Way(f"queue alone, {_workers(workers)}", lab, {4: target4, 6: target6})
 
     return path
 
@@ -203,8 +205,7 @@ def loaded_mp(forwarding: str, workers: int) -> Callable[[], contextlib.Abstract
             _prepare(lab)
             config = lab.config(workers=workers, service=f'forwarding = "{forwarding}"', checked=False)
             lab.daemon(config)
-            plural = "" if workers == 1 else "s"
-            yield Way(f"loaded-mp {forwarding}, {workers} worker{plural}", lab, _vips())
+            yield Way(f"loaded-mp {forwarding}, {_workers(workers)}", lab, _vips())
 
     return path
 
@@ -216,8 +217,7 @@ def all_paths(quick: bool) -> list[Callable[[], contextlib.AbstractContextManage
         paths.append(nginx_stream)
     if has_ipvs():
         paths.append(ipvs)
-    workers = (1, 2) if quick else (1, 2, 4)
     if not quick:
         paths += [queue_alone(number) for number in (1, 2)]
-    paths += [loaded_mp("rewrite", number) for number in workers]
+    paths += [loaded_mp("rewrite", number) for number in ((1, 2) if quick else (1, 2, 4))]
     return [*paths, loaded_mp("conntrack", 2)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.paths import IPERF_PORTS, Way
+from loaded_mp.lab.lab import in_url
 from loaded_mp.lab.wait import wait_until
 
 #: Asks over one connection at fixed moments and counts from the moment at which it should have asked, so that
@@ -80,10 +81,6 @@ def _cpu_s() -> float:
     return (sum(fields) - fields[3] - fields[4]) / 100
 
 
-def _host(target: str) -> str:
-    return f"[{target}]" if ":" in target else target
-
-
 def bulk(family: int, streams: int, sources: int, up: bool) -> Callable[[Way, int], list[Result]]:
     """iperf3: `streams` in all, from `sources` addresses. Gbit/s of payload."""
 
@@ -116,7 +113,7 @@ def requests(family: int, connections: int, close: bool) -> Callable[[Way, int],
         before = _cpu_s()
         done = path.lab.client.run(
             "taskset", "-c", "0", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *header,
-            f"http://{_host(path.targets[family])}/",
+            f"http://{in_url(path.targets[family])}/",
         )  # fmt: skip
         cpu_s = _cpu_s() - before
         rate = float(re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)[1])  # type: ignore[index]
@@ -128,20 +125,16 @@ def requests(family: int, connections: int, close: bool) -> Callable[[Way, int],
     return run
 
 
-def datagrams() -> Callable[[Way, int], list[Result]]:
+def datagrams(path: Way, seconds: int) -> list[Result]:
     """iperf3 sends as many 18-byte datagrams as it can; thousands per second that the backends read.
 
     Counted while it goes on: what waits in a long queue when the sending ends would be counted as lost.
     """
-
-    def run(path: Way, seconds: int) -> list[Result]:
-        for _ in range(_ATTEMPTS):
-            result = _count_datagrams(path, seconds)
-            if result.value:  # else iperf3's greeting got lost, which it does not repeat
-                return [result]
-        raise RuntimeError(f"{path.name}: no datagram arrives")
-
-    return run
+    for _ in range(_ATTEMPTS):
+        result = _count_datagrams(path, seconds)
+        if result.value:  # else iperf3's greeting got lost, which it does not repeat
+            return [result]
+    raise RuntimeError(f"{path.name}: no datagram arrives")
 
 
 def _count_datagrams(path: Way, seconds: int) -> Result:
@@ -230,7 +223,7 @@ def all_works() -> list[Work]:
         Work(kept[:1], requests(4, 32, False), quick=True),
         Work(kept[1:], requests(6, 32, False)),
         Work((new,), requests(4, 32, True), quick=True),
-        Work((small,), datagrams(), udp=True, quick=True),
+        Work((small,), datagrams, udp=True, quick=True),
         Work(_latencies("http"), latency("http"), quick=True, times=2),
         Work(_latencies("udp"), latency("udp"), udp=True, times=2),
     ]

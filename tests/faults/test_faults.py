@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loaded_mp.lab.lab import VIP4, VIPS, Daemon, Lab, Options
+from loaded_mp.lab.lab import VIP4, VIPS, Daemon, Lab, Options, in_url
 from loaded_mp.lab.wait import wait_until
 
 SOURCES = 40
@@ -72,11 +72,10 @@ def replaced(daemon: Daemon, number: int, old: int) -> int:
 @pytest.mark.parametrize("vip", VIPS)
 def test_killed_workers_under_load_lose_nothing(lab: Lab, daemon: Daemon, vip: str) -> None:
     checksum = lab.big_file(BIG_MIB)
-    host = f"[{vip}]" if ":" in vip else vip
     done = threading.Event()
 
     def download(source: str) -> str:
-        command = f"curl -sgf --limit-rate 60M --interface {source} http://{host}/big | sha256sum"
+        command = f"curl -sgf --limit-rate 60M --interface {source} http://{in_url(vip)}/big | sha256sum"
         return lab.client.run("sh", "-c", command, timeout_s=120).stdout.split()[0]
 
     def ask() -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loaded_mp.lab.lab import VIPS, Daemon, Lab, Options
+from loaded_mp.lab.lab import VIPS, Daemon, Lab, Options, in_url
 from loaded_mp.lab.wait import wait_until
 
 SOURCES = 60
@@ -73,8 +73,7 @@ def test_sources_spread_by_weight_and_stay(lab: Lab, daemon: Daemon, vip: str) -
 @pytest.mark.parametrize("vip", VIPS)
 def test_traffic_is_counted_by_backend_though_workers_see_little(lab: Lab, daemon: Daemon, vip: str) -> None:
     checksum = lab.big_file(50)
-    host = f"[{vip}]" if ":" in vip else vip
-    command = f"curl -sgf http://{host}/big | sha256sum"
+    command = f"curl -sgf http://{in_url(vip)}/big | sha256sum"
     assert lab.client.run("sh", "-c", command).stdout.split()[0] == checksum
     (served,) = (each for each in daemon.backends().values() if each["new_flows"])
     assert served["to_client_bytes"] > 50 << 20

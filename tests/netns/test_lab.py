@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loaded_mp.lab.lab import OUTSIDE4, OUTSIDE6, VIPS, Backend, Lab, Options
+from loaded_mp.lab.lab import OUTSIDE4, OUTSIDE6, VIPS, Backend, Lab, Options, in_url
 from loaded_mp.lab.namespace import Namespace, remove_leftovers
 
 MTU = 1500
@@ -109,9 +109,8 @@ def test_backends_reach_the_host_outside_through_a_daemon() -> None:
     with gateway(gateway=False, outside=True) as lab:
         daemon = lab.daemon(lab.config(workers=2))
         for address in (OUTSIDE4, OUTSIDE6):
-            host = f"[{address}]" if ":" in address else address
             backend = lab.backends[0].namespace
-            assert backend.run("curl", "-sf", f"http://{host}/").stdout == "backend0\n"
+            assert backend.run("curl", "-sf", f"http://{in_url(address)}/").stdout == "backend0\n"
             assert '"backend0"' in backend.run("dig", "+short", f"@{address}", "who", "TXT").stdout
         daemon.stop()
 
@@ -158,8 +157,7 @@ def test_without_offloads_no_segment_is_longer_than_the_wire_allows(
 def test_the_host_outside_answers_the_balancer() -> None:
     with gateway(outside=True) as lab:
         for address in (OUTSIDE4, OUTSIDE6):
-            host = f"[{address}]" if ":" in address else address
-            assert lab.balancer.run("curl", "-sf", f"http://{host}/").stdout == "backend0\n"
+            assert lab.balancer.run("curl", "-sf", f"http://{in_url(address)}/").stdout == "backend0\n"
             assert echoed(lab.balancer, address, 1000) == 1000
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options
+from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options, in_url
 
 BIG_MIB = 20
 FAR_MTU = 1300
@@ -23,13 +23,9 @@ print("same" if echo.recv(65536) == data else "other")
 """
 
 
-def host(vip: str) -> str:
-    return f"[{vip}]" if ":" in vip else vip
-
-
 def download(lab: Lab, vip: str) -> None:
     checksum = lab.big_file(BIG_MIB)
-    command = f"curl -sgf http://{host(vip)}/big | sha256sum"
+    command = f"curl -sgf http://{in_url(vip)}/big | sha256sum"
     assert lab.client.run("sh", "-c", command, timeout_s=60).stdout.split()[0] == checksum
 
 
@@ -37,17 +33,8 @@ def upload(lab: Lab, vip: str) -> None:
     """A request of some hundred kilobytes; nginx answers 405 once it has read it."""
     path = lab.folder / "upload"
     path.write_bytes(bytes(300_000))
-    words = (
-        "curl",
-        "-sg",
-        "-o",
-        "/dev/null",
-        "-w",
-        "%{http_code} %{size_upload}",
-        "--data-binary",
-        f"@{path}",
-    )
-    assert lab.client.run(*words, f"http://{host(vip)}/").stdout.split()[0] in ("200", "405")
+    words = ("curl", "-sg", "-o", "/dev/null", "-w", "%{http_code} %{size_upload}", "--data-binary")
+    assert lab.client.run(*words, f"@{path}", f"http://{in_url(vip)}/").stdout.split()[0] in ("200", "405")
 
 
 @pytest.fixture(scope="module")

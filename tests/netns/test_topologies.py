@@ -8,12 +8,8 @@ from collections.abc import Iterator
 import pytest
 from scapy.all import ICMP, IP, TCP, UDP, IPv6, Packet, rdpcap
 
-from loaded_mp.lab.lab import OUTSIDE4, OUTSIDE6, VIP4, VIP6, VIPS, Lab, Options, loaded_mp
+from loaded_mp.lab.lab import OUTSIDE4, OUTSIDE6, VIP4, VIP6, VIPS, Lab, Options, in_url, loaded_mp
 from loaded_mp.lab.wait import wait_until
-
-
-def host(vip: str) -> str:
-    return f"[{vip}]" if ":" in vip else vip
 
 
 def served(lab: Lab, vip: str, sources: int = 12) -> set[str]:
@@ -54,7 +50,7 @@ def test_only_what_the_paper_says_is_on_the_wires_and_every_checksum_is_right() 
             for side, interface in (("outside", "public"), ("inside", "private")):
                 with lab.capture(lab.balancer, interface, "tcp or udp or icmp or icmp6") as path:
                     source = lab.sources(vip)[0]
-                    lab.client.run("curl", "-sg", "--interface", source, f"http://{host(vip)}/")
+                    lab.client.run("curl", "-sg", "--interface", source, f"http://{in_url(vip)}/")
                     lab.client.run("dig", "+short", "-b", source, f"@{vip}", "who", "TXT")
                     lab.client.run("ping", "-c", "2", "-i", "0.1", "-I", source, vip)
                 packets = [each for each in rdpcap(str(path)) if not is_link(each)]
@@ -108,7 +104,7 @@ def wide() -> Iterator[Lab]:
 def test_what_backends_start_themselves_works(wide: Lab) -> None:
     for backend in wide.backends:
         for address in (OUTSIDE4, OUTSIDE6):
-            assert backend.namespace.run("curl", "-sg", f"http://{host(address)}/").stdout == "backend0\n"
+            assert backend.namespace.run("curl", "-sg", f"http://{in_url(address)}/").stdout == "backend0\n"
             answer = backend.namespace.run("dig", "+short", f"@{address}", "who", "TXT").stdout
             assert answer.strip() == '"backend0"'
     for vip in VIPS:
@@ -135,19 +131,19 @@ backend_networks = ["10.0.0.0/24", "fd00::/64"]
 name = "web"
 vips = ["{VIP4}", "192.0.2.11"]
 listen = ["tcp/80"]
-backends = [{{ address = "10.0.0.1" }}, {{ address = "10.0.0.2" }}]
+backend = [{{ address = "10.0.0.1" }}, {{ address = "10.0.0.2" }}]
 [[service]]
 name = "names"
 vips = ["{VIP4}"]
 listen = ["udp/53"]
-backends = [{{ address = "10.0.0.2" }}, {{ address = "10.0.0.3" }}]
+backend = [{{ address = "10.0.0.2" }}, {{ address = "10.0.0.3" }}]
 """
 
 
 def test_services_share_a_vip_and_a_backend_and_leave_other_ports_alone() -> None:
     with Lab(Options(sources=12)) as lab:
         lab.client.ip("route add 192.0.2.11 via 198.18.255.254")
-        daemon = lab.daemon(TWO_SERVICES.replace("backends =", "backend ="))
+        daemon = lab.daemon(TWO_SERVICES)
         assert served(lab, VIP4) == {"backend1", "backend2"}
         assert served(lab, "192.0.2.11") == {"backend1", "backend2"}
         names = lab.answers("dns", VIP4, 1, lab.sources4)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loaded_mp.lab.lab import VIPS, Daemon, Lab
+from loaded_mp.lab.lab import VIPS, Daemon, Lab, in_url
 
 WEIGHTS = (3, 2, 1)
 SOURCES = 300
@@ -99,10 +99,9 @@ def test_sources_spread_by_weight_and_stay(lab: Lab, daemon: Daemon, vip: str) -
 
 @pytest.mark.parametrize("vip", VIPS)
 def test_curl_wget_and_dig(lab: Lab, vip: str) -> None:
-    host = f"[{vip}]" if ":" in vip else vip
-    name = lab.client.run("curl", "-sg", f"http://{host}/").stdout
+    name = lab.client.run("curl", "-sg", f"http://{in_url(vip)}/").stdout
     assert name.startswith("backend")
-    assert lab.client.run("wget", "-qO-", f"http://{host}/").stdout == name
+    assert lab.client.run("wget", "-qO-", f"http://{in_url(vip)}/").stdout == name
     assert lab.client.run("dig", "+short", f"@{vip}", "who", "TXT").stdout.strip() == f'"{name.strip()}"'
 
 
@@ -113,10 +112,9 @@ def checksum(lab: Lab) -> str:
 
 @pytest.mark.parametrize(("vip", "clients"), list(itertools.product(VIPS, (1, 2, 3, 4))))
 def test_download(lab: Lab, vip: str, clients: int, checksum: str) -> None:
-    host = f"[{vip}]" if ":" in vip else vip
 
     def download(source: str) -> str:
-        command = f"curl -sgf --interface {source} http://{host}/big | sha256sum"
+        command = f"curl -sgf --interface {source} http://{in_url(vip)}/big | sha256sum"
         return lab.client.run("sh", "-c", command, timeout_s=120).stdout.split()[0]
 
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:

@@ -452,7 +452,7 @@ def test_what_the_kernel_translates_is_queued_once_and_then_known_by_its_mark() 
     ]
     assert ("mangle", "POSTROUTING") not in chains
     assert rules(found, 6, "LOADED-POSTROUTING") == ["-p icmpv6 --icmpv6-type 137 -j DROP"]
-    assert chains["mangle", "FORWARD"] == [
+    assert chains["security", "FORWARD"] == [
         "-d 10.0.0.1 -m connmark --mark 0x4c4d0007 -j RETURN",
         "-s 10.0.0.1 -m connmark --mark 0x4c4d0007 -j RETURN",
     ]

@@ -153,27 +153,42 @@ def paper(data: dict[str, Any], folder: Path) -> None:
         _lines(folder, name, sizes, _by_size(data, part, family, sizes), labels, part == "latencies")
 
 
+_READ = "one read of memory"
+
+
 def scale(data: dict[str, Any], folder: Path) -> None:
     """How costs grow."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6))
-    curves: tuple[tuple[Any, str, str, dict[str, list[dict[str, float]]]], ...] = (
-        (axes[0, 0], "flows", "ns", {"lookup": data["lookups"], "packet": data["packets"]["flows"]}),
-        (axes[0, 1], "backends", "ns", {"packet": data["packets"]["backends"]}),
-        (axes[1, 0], "services", "ns", {"packet": data["packets"]["services"]}),
-        (axes[1, 1], "workers", "millions_per_s", {"lookups": data["workers"]}),
+    flows = {
+        "packet": [(row["flows"], row["ns"]) for row in data["packets"]["flows"]],
+        _READ: [(row["flows"], row["read_ns"]) for row in data["lookups"]],
+        "lookup": [(row["flows"], row["ns"]) for row in data["lookups"]],
+    }
+    curves: tuple[tuple[Any, str, str, dict[str, list[tuple[float, float]]]], ...] = (
+        (axes[0, 0], "flows", "nanoseconds", flows),
+        *(
+            (axis, x, "nanoseconds", {"packet": [(row[x], row["ns"]) for row in data["packets"][x]]})
+            for axis, x in ((axes[0, 1], "backends"), (axes[1, 0], "services"))
+        ),
+        (
+            axes[1, 1],
+            "workers",
+            "millions a second, all together",
+            {"lookups": [(row["workers"], row["millions_per_s"]) for row in data["workers"]]},
+        ),
     )
     for axis, x, y, lines in curves:
-        for label, rows in lines.items():
-            axis.plot([row[x] for row in rows], [row[y] for row in rows], "o-", label=label, markersize=3)
-            for row in rows:
-                point = (row[x], row[y])
-                axis.annotate(number(row[y]), point, textcoords="offset points", xytext=(0, 5), fontsize=7)
+        for label, points in lines.items():
+            axis.plot(*zip(*points, strict=True), "o-", label=label, markersize=3)
+            above = 5 if label != _READ else -10
+            for point in points:
+                axis.annotate(
+                    number(point[1]), point, textcoords="offset points", xytext=(0, above), fontsize=7
+                )
         axis.set_xscale("log", base=2 if x == "workers" else 10)
         if x == "workers":
             axis.set_xticks([row[x] for row in data["workers"]], [str(row[x]) for row in data["workers"]])
-        axis.set(
-            xlabel=x, ylabel="nanoseconds" if y == "ns" else "millions a second, all together", ylim=(0, None)
-        )
+        axis.set(xlabel=x, ylabel=y, ylim=(0, None))
         axis.legend(fontsize=8)
     _save(figure, folder, "scale")
 

@@ -19,7 +19,7 @@ from loaded_mp.config.model import Config
 from loaded_mp.datapath.balance import Shared, to_backend
 from loaded_mp.datapath.system import Longs, now_us
 from loaded_mp.flows.atomics import Words
-from loaded_mp.flows.table import MAX_VALUE, FlowTable, expire, find, flow_hash, forget, insert, touch
+from loaded_mp.flows.table import MAX_VALUE, WAYS, FlowTable, expire, find, flow_hash, forget, insert, touch
 from loaded_mp.memory.shared import EVICTIONS, SharedMemory, memory_bytes, new_shared_memory
 from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.packet.header import parse
@@ -65,6 +65,15 @@ def _decide(packet: Bytes, sources: Words, vips: Words, snapshot: Snapshot, shar
     return balanced
 
 
+@compiled
+def _walk(following: Words, steps: int) -> int:
+    """Read from line to line, none of which is known before the one before it has come."""
+    at = 0
+    for _ in range(steps):
+        at = int(np.int64(following[at]))
+    return at
+
+
 def _time_ns(call: Callable[[], object], operations: int) -> float:
     """Median nanoseconds of one operation; the first call compiles and warms up."""
     call()
@@ -80,14 +89,23 @@ def _sources(flows: int) -> Words:
     return np.random.default_rng(1).integers(0, flows, _LOOKUPS).astype(np.uint64)
 
 
+def _read_ns(words: int) -> float:
+    """Nanoseconds until memory answers: a read anywhere in an array of as many words as a table has."""
+    following = np.zeros(words, np.uint64)
+    lines = np.random.default_rng(3).permutation(words // WAYS).astype(np.uint64) * np.uint64(WAYS)
+    following[lines] = np.roll(lines, -1)
+    return _time_ns(lambda: _walk(following, _LOOKUPS), _LOOKUPS)
+
+
 def lookups() -> list[dict[str, float]]:
-    """Nanoseconds of a lookup with its touch, over flows in the table."""
+    """Nanoseconds of a lookup with its touch, and of one read in as much memory, over flows in the table."""
     rows = []
     for flows in (10**3, 10**4, 10**5, 10**6, 10**7):
         table = new_shared_memory(flows, 1).table
         _fill(table, flows)
         sources = _sources(flows)
-        rows.append({"flows": flows, "ns": _time_ns(lambda t=table, s=sources: _look_up(t, s), _LOOKUPS)})
+        lookup_ns = _time_ns(lambda t=table, s=sources: _look_up(t, s), _LOOKUPS)
+        rows.append({"flows": flows, "ns": lookup_ns, "read_ns": _read_ns(table.words.size)})
     return rows
 
 

@@ -214,16 +214,16 @@ def all_works() -> list[Work]:
     new = Measure("new", "HTTP, new connection each", "requests/s")
     small = Measure("udp", "UDP, 18-byte datagrams", "kpackets/s")
     return [
-        Work(bulk_tcp("bulk-1", "1 stream, down"), bulk(4, 1, 1, False), quick=True),
+        Work(bulk_tcp("bulk-1", "1 stream, down"), bulk(4, 1, 1, False), quick=True, times=2),
         Work(bulk_tcp("bulk-1-up", "1 stream, up"), bulk(4, 1, 1, True)),
         Work(bulk_tcp("bulk-2", "2 streams of 1 source"), bulk(4, 2, 1, False)),
-        Work(bulk_tcp("bulk-4x4", "4 streams of 4 sources"), bulk(4, 4, 4, False), quick=True),
+        Work(bulk_tcp("bulk-4x4", "4 streams of 4 sources"), bulk(4, 4, 4, False), quick=True, times=2),
         Work(bulk_tcp("bulk-8x8", "8 streams of 8 sources"), bulk(4, 8, 8, False)),
         Work(bulk_tcp("bulk-1-v6", "1 stream, IPv6"), bulk(6, 1, 1, False)),
-        Work(kept[:1], requests(4, 32, False), quick=True),
+        Work(kept[:1], requests(4, 32, False), quick=True, times=2),
         Work(kept[1:], requests(6, 32, False)),
-        Work((new,), requests(4, 32, True), quick=True),
-        Work((small,), datagrams, udp=True, quick=True),
-        Work(_latencies("http"), latency("http"), quick=True, times=2),
+        Work((new,), requests(4, 32, True), quick=True, times=2),
+        Work((small,), datagrams, udp=True, quick=True, times=2),
+        Work(_latencies("http"), latency("http"), quick=True, times=4),
         Work(_latencies("udp"), latency("udp"), udp=True, times=2),
     ]

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -17,6 +16,7 @@ from rich.table import Table
 from loaded_mp.cli.status import services_table
 from loaded_mp.control.client import status_from
 from loaded_mp.lab import demo as steps
+from loaded_mp.lab.interrupt import interrupt_on_signals
 from loaded_mp.lab.lab import VIPS, Lab
 from loaded_mp.status import Status
 
@@ -33,7 +33,7 @@ def command(keep: bool) -> None:
     """
     if os.geteuid():
         raise click.ClickException("the demo makes network namespaces, which needs root: use sudo")
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_signals()
     console = Console(highlight=False)
     demo = steps.Demo()
     try:
@@ -48,10 +48,6 @@ def command(keep: bool) -> None:
     failed = sum(not step.passed for step in demo.steps)
     click.echo(f"{len(demo.steps)} steps, {failed or 'none'} failed; the machine is as it was")
     sys.exit(1 if failed else 0)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.paths import all_paths
 from bench.report import goals_table, table
 from bench.works import Work, all_works
+from loaded_mp.lab.interrupt import interrupt_on_signals
 
 
 def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -> dict[str, Any]:
@@ -91,6 +92,7 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
 @click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there.")
 def main(quick: bool, rounds: int | None, seconds: int, only: tuple[str, ...], out: Path | None) -> None:
     """Measure loaded-mp beside routing, iptables DNAT, HAProxy and nginx."""
+    interrupt_on_signals()
     data = measure_all(quick, rounds or (2 if quick else 5), seconds, only)
     print(table(data))
     print(goals_table(data))

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.paths import IPERF_PORTS, Way, all_paths
 from bench.works import cores_awake
+from loaded_mp.lab.interrupt import interrupt_on_signals
 from loaded_mp.lab.lab import in_url
 
 #: The paper's megabytes; seconds of each client by the number of clients (figure 2); mean seconds, MB/s (4).
@@ -136,6 +137,7 @@ def table(data: dict[str, Any]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Write paper.json there.")
 def main(rounds: int, out: Path) -> None:
     """Measure what the paper measured."""
+    interrupt_on_signals()
     with contextlib.ExitStack() as stack:
         ways = [stack.enter_context(path()) for path in all_paths(quick=True)]
         for way in ways:

@@ -4,6 +4,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from loaded_mp.lab.lab import loaded_mp
 from loaded_mp.lab.wait import wait_until
 
@@ -23,16 +25,17 @@ def test_every_step_passes_and_nothing_is_left() -> None:
     assert traces() == before
 
 
-def test_interrupted_it_leaves_nothing() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_it_leaves_nothing(number: signal.Signals) -> None:
     before = traces()
-    # Where this process was started to ignore SIGINT, as shells do in the background, the demo would too.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where this process was started to ignore it, as shells do in the background, the demo would too.
+    signal.signal(number, signal.default_int_handler)
     with subprocess.Popen([loaded_mp(), "demo"], stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout
         for line in demo.stdout:
             if line.startswith("... ping"):
                 break
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         demo.stdout.read()
         assert demo.wait(60) == 1
     wait_until(lambda: traces() == before, "everything is removed")

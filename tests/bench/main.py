@@ -1,6 +1,7 @@
 """Measures loaded-mp beside its peers: `python tests/bench/main.py [--quick] [--out FOLDER]`.
 
-All paths stand at once; they take turns within each round, so that a noisy moment hits all of them.
+All paths stand at once and take turns within each round, so that a noisy moment hits all of them. Each round
+builds them anew: a path can be a few percent faster or slower than its twin for as long as it stands.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.paths import all_paths
+from bench.paths import Way, all_paths
 from bench.report import goals_table, table
 from bench.works import Work, all_works
 from loaded_mp.lab.interrupt import interrupt_on_signals
@@ -40,42 +41,43 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
         "seconds": seconds,
         "works": {},
     }
-
-    def rounds_of(work: Work) -> int:
-        return rounds if quick else rounds * work.times
-
+    for work in works:
+        for measure in work.measures:
+            data["works"][measure.key] = {
+                "title": measure.title,
+                "unit": measure.unit,
+                "more_is_better": measure.more_is_better,
+                "rounds": {},
+            }
     console = Console(stderr=True)
-    with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(path()) for path in all_paths(quick)]
-        for path in paths:
-            stack.enter_context(path.paused())
-        steps = sum(rounds_of(work) for work in works for path in paths if path.udp or not work.udp)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
-        task = progress.add_task("", total=steps)
-        for work in works:
-            for measure in work.measures:
-                data["works"][measure.key] = {
-                    "title": measure.title,
-                    "unit": measure.unit,
-                    "more_is_better": measure.more_is_better,
-                    "rounds": {},
-                }
-            title = work.measures[0].title
-            for number in range(rounds_of(work)):
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=rounds * sum(1 if quick else work.times for work in works))
+        for number in range(1, rounds + 1):
+            progress.update(task, description=f"round {number}: building all paths")
+            with contextlib.ExitStack() as stack:
+                paths = [stack.enter_context(path()) for path in all_paths(quick)]
                 for path in paths:
-                    if work.udp and not path.udp:
-                        continue
-                    progress.update(task, description=f"{title}: {path.name}, round {number + 1}")
-                    with path.turn():
-                        done = work.run(path, seconds)
-                    for measure, result in zip(work.measures, done, strict=True):
-                        found = data["works"][measure.key]["rounds"]
-                        found.setdefault(path.name, []).append(asdict(result))
-                    progress.advance(task)
+                    stack.enter_context(path.paused())
+                for work in works:
+                    for _ in range(1 if quick else work.times):
+                        progress.update(task, description=f"round {number}: {work.measures[0].title}")
+                        _measure(work, paths, seconds, data["works"])
+                        progress.advance(task)
             if not console.is_terminal:
-                print(f"measured: {title}", file=sys.stderr, flush=True)
+                print(f"measured: round {number} of {rounds}", file=sys.stderr, flush=True)
     return data
+
+
+def _measure(work: Work, paths: list[Way], seconds: int, found: dict[str, Any]) -> None:
+    """One round of a work on each path, added to what was `found`."""
+    for path in paths:
+        if work.udp and not path.udp:
+            continue
+        with path.turn():
+            done = work.run(path, seconds)
+        for measure, result in zip(work.measures, done, strict=True):
+            found[measure.key]["rounds"].setdefault(path.name, []).append(asdict(result))
 
 
 @click.command()

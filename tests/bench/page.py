@@ -34,9 +34,9 @@ _PAGE = """# Performance
 `sudo make bench` writes this page, its figures and the data that they come from ([bench.json](bench.json),
 [paper.json](paper.json), [scale.json](scale.json)). The machine of this run had {cores} cores and Linux
 {kernel}: client, balancer and backends share them, in network namespaces. Its absolute numbers say nothing
-about another machine; the ratios do. All paths stand at once and take turns round by round ({rounds} rounds
-of {seconds:g} s, more where noise is large); a ratio is the median over the rounds of what two paths reached
-in the same round.
+about another machine; the ratios do. All paths stand at once and take turns ({rounds} rounds, each on paths
+built anew, of one or more turns of {seconds:g} s); a ratio is the median over what two paths reached in the
+same turn.
 
 - **routing**: no balancer, the client speaks with a backend through the kernel. The limit of everything.
 - **queue alone**: routing, and a process accepts each packet unread out of netfilter's queue; with two

@@ -97,6 +97,7 @@ class AddChain(_Change):
     family: Literal[4, 6]
     table: str
     hook: str
+    match: str = ""  #: of the jump; empty: every packet goes through the chain
     name: str
     rules: tuple[str, ...]
 
@@ -110,11 +111,16 @@ class AddChain(_Change):
         """What tells chains apart; the rules in it do not."""
         return self.family, self.table, self.name
 
+    @property
+    def jump(self) -> str:
+        """The rule of the built-in chain that leads to this one."""
+        return f"{self.match} -j {self.name}".strip()
+
     def text(self, jump: bool) -> str:
         """Input of iptables-restore --noflush: the chain with exactly these rules, in one transaction."""
         rules = [f"-A {self.name} {rule}" for rule in self.rules]
         if jump:
-            rules.append(f"-I {self.hook} 1 -j {self.name}")
+            rules.append(f"-I {self.hook} 1 {self.jump}")
         return "\n".join([f"*{self.table}", f":{self.name} - [0:0]", *rules, "COMMIT", ""])
 
     @property

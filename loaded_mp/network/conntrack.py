@@ -12,7 +12,7 @@ from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.rules import ACCOUNTING_TABLE, Family
 
 _WHOLE_MARK = 0xFFFF_FFFF
-_COUNTER = re.compile(r"\[(\d+):(\d+)\] -A LOADED-FORWARD -([ds]) \S+ -m connmark --mark (0x[0-9a-f]+) ")
+_COUNTER = re.compile(r"\[(\d+):(\d+)\] -A LOADED-FORWARD-\d+ -([ds]) \S+ -m connmark --mark (0x[0-9a-f]+) ")
 _DIRECTIONS = {"d": "to_backend", "s": "to_client"}
 
 
@@ -47,7 +47,7 @@ def forget_connections(mark: int) -> None:
 
 
 def read_counters(families: tuple[Family, ...]) -> dict[int, Counted]:
-    """What the rules of LOADED-FORWARD have counted so far, by mark. Raises NetworkError."""
+    """What the rules in the chains LOADED-FORWARD-* have counted so far, by mark. Raises NetworkError."""
     counted: dict[int, Counted] = {}
     for family in families:
         for packets, octets, end, mark in _COUNTER.findall(iptables.saved(family, ACCOUNTING_TABLE)):

@@ -27,14 +27,15 @@ def apply(change: AddChain, variant: str) -> None:
 
     Raises NetworkError with what iptables says.
     """
-    jump = _run(change, variant, "", ["-t", change.table, "-C", change.hook, "-j", change.name])
+    jump = _run(change, variant, "", ["-t", change.table, "-C", change.hook, *change.jump.split()])
     _restore(change, variant, change.text(jump=jump.returncode != 0))
 
 
 def undo(change: AddChain, variant: str) -> None:
     """Take the jump and the chain away; what is gone already is fine. Raises NetworkError."""
+    delete = ["-t", change.table, "-D", change.hook, *change.jump.split()]
     for _ in range(_MOST_JUMPS):
-        if _run(change, variant, "", ["-t", change.table, "-D", change.hook, "-j", change.name]).returncode:
+        if _run(change, variant, "", delete).returncode:
             break
     # Naming the chain makes it and empties it, so that it can be deleted whether or not it was there.
     _restore(change, variant, f"*{change.table}\n:{change.name} - [0:0]\n-X {change.name}\nCOMMIT\n")

@@ -303,25 +303,26 @@ def _chains(config: Config, host: Host, queue: str, marks: Marks) -> list[AddCha
             _narrow_mtu(config, host),
         )
         wanted = []
-        if side.translated:
-            why = "connections that the kernel translates"
-            wanted += [
-                (ACCOUNTING_TABLE, "FORWARD", "LOADED-FORWARD", accounting(side), why),
-                ("nat", "PREROUTING", "LOADED-DNAT", translation(side), why),
-            ]
-        wanted += [
-            ("mangle", "POSTROUTING", "LOADED-POSTROUTING", postrouting(side, clamp), "replies of backends"),
-            ("raw", "PREROUTING", "LOADED-PREROUTING", prerouting(side), "packets for VIPs"),
-        ]
         if config.network.masquerade:
             why = "what backends start themselves leaves under this host's address"
-            wanted.insert(0, ("nat", "POSTROUTING", "LOADED-NAT", nat(side), why))
-        for table, hook, name, rules, why in wanted:
-            if not rules:
-                continue
-            chains.append(
-                AddChain(family=family, table=table, hook=hook, name=name, rules=tuple(rules), why=why)
+            wanted.append(("nat", "POSTROUTING", "", "LOADED-NAT", nat(side), why))
+        if side.translated:
+            why = "connections that the kernel translates"
+            for name, (match, rules) in accounting(side).items():
+                wanted.append((ACCOUNTING_TABLE, "FORWARD", match, name, rules, why))
+            wanted.append(("nat", "PREROUTING", "", "LOADED-DNAT", translation(side), why))
+        replies, requests = postrouting(side, clamp), prerouting(side)
+        wanted += [
+            ("mangle", "POSTROUTING", "", "LOADED-POSTROUTING", replies, "replies of backends"),
+            ("raw", "PREROUTING", "", "LOADED-PREROUTING", requests, "packets for VIPs"),
+        ]
+        chains += [
+            AddChain(
+                family=family, table=table, hook=hook, match=match, name=name, rules=tuple(rules), why=why
             )
+            for table, hook, match, name, rules, why in wanted
+            if rules
+        ]
     return chains
 
 

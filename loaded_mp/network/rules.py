@@ -20,11 +20,15 @@ Forwarding = Literal["rewrite", "conntrack"]
 
 #: The part of a mark that says that it is ours.
 _MARK_MASK = 0xFFFF_0000
+_WHOLE_MARK = 0xFFFF_FFFF
 
 #: Where forwarded packets are counted. Each table costs each packet at each of its hooks: mangle has five,
 #: this one three, of which a forwarded packet passes one; and it comes last, so that what a firewall does
 #: in the others makes no difference to what is counted.
 ACCOUNTING_TABLE = "security"
+
+#: Backends whose counters share a chain: with 1,000, a packet passes as many jumps as backends in its chain.
+_COUNTED_TOGETHER = 32
 
 #: The longest IP packet that fits with its attribute header into the 16-bit length of NFQA_PAYLOAD,
 #: down to a multiple of 4.
@@ -124,16 +128,20 @@ def translation(side: Side) -> list[str]:
     return rules
 
 
-def accounting(side: Side) -> list[str]:
-    """LOADED-FORWARD in security FORWARD: one counter for each backend and direction.
+def accounting(side: Side) -> dict[str, tuple[str, list[str]]]:
+    """LOADED-FORWARD-* in security FORWARD: for each chain the match of the jump to it, and its rules.
 
-    `network/conntrack.py` reads them.
+    A counter for each backend and direction, which `network/conntrack.py` reads. A packet passes one chain
+    only, so that what it pays for many backends grows with their square root.
     """
-    return [
-        f"{way} {address} -m connmark --mark {mark:#x} -j RETURN"
-        for address, mark in side.marks
-        for way in ("-d", "-s")
-    ]
+    chains: dict[str, tuple[str, list[str]]] = {}
+    for address, mark in side.marks:
+        first = mark - mark % _COUNTED_TOGETHER
+        match = f"-m connmark --mark {first:#x}/{_WHOLE_MARK - _COUNTED_TOGETHER + 1:#x}"
+        name = f"LOADED-FORWARD-{(mark & ~_MARK_MASK) // _COUNTED_TOGETHER}"
+        rules = chains.setdefault(name, (match, []))[1]
+        rules += [f"{way} {address} -m connmark --mark {mark:#x} -j RETURN" for way in ("-d", "-s")]
+    return chains
 
 
 def postrouting(side: Side, clamp: bool) -> list[str]:

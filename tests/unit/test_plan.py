@@ -1,5 +1,6 @@
 """The plan: which changes a host needs for a configuration."""
 
+import re
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -456,3 +457,20 @@ def test_what_the_kernel_translates_is_queued_once_and_then_known_by_its_mark() 
         "-d 10.0.0.1 -m connmark --mark 0x4c4d0007 -j RETURN",
         "-s 10.0.0.1 -m connmark --mark 0x4c4d0007 -j RETURN",
     ]
+
+
+def test_counters_of_many_backends_share_chains_that_only_their_packets_enter() -> None:
+    marks = {("web", ip_address(f"10.0.{i // 256}.{i % 256}")): 0x4C4D0000 + i for i in range(1, 1_000)}
+    found = plan(config({"forwarding": "conntrack"}), host(), 0, 2, marks)
+    chains = [each for each in found.changes if isinstance(each, AddChain) and each.hook == "FORWARD"]
+    counted = []
+    for chain in chains:
+        words = re.fullmatch(r"-m connmark --mark (0x\w+)/(0x\w+)", chain.match)
+        assert words
+        value, mask = (int(word, 16) for word in words.groups())
+        inside = {mark for mark in range(0x4C4D0000, 0x4C4D0400) if mark & mask == value}
+        ours = [int(mark, 16) for mark in re.findall(r"--mark (0x\w+) -j RETURN", " ".join(chain.rules))]
+        assert set(ours) == inside & set(marks.values())
+        counted += ours
+    assert sorted(counted) == sorted([*marks.values()] * 2)
+    assert len(chains) + max(len(chain.rules) for chain in chains) < 100

@@ -153,15 +153,12 @@ def paper(data: dict[str, Any], folder: Path) -> None:
         _lines(folder, name, sizes, _by_size(data, part, family, sizes), labels, part == "latencies")
 
 
-_READ = "one read of memory"
-
-
 def scale(data: dict[str, Any], folder: Path) -> None:
     """How costs grow."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6))
     flows = {
         "packet": [(row["flows"], row["ns"]) for row in data["packets"]["flows"]],
-        _READ: [(row["flows"], row["read_ns"]) for row in data["lookups"]],
+        "one read of memory": [(row["flows"], row["read_ns"]) for row in data["lookups"]],
         "lookup": [(row["flows"], row["ns"]) for row in data["lookups"]],
     }
     curves: tuple[tuple[Any, str, str, dict[str, list[tuple[float, float]]]], ...] = (
@@ -178,10 +175,13 @@ def scale(data: dict[str, Any], folder: Path) -> None:
         ),
     )
     for axis, x, y, lines in curves:
+        several = len(lines) > 1
         for label, points in lines.items():
             axis.plot(*zip(*points, strict=True), "o-", label=label, markersize=3)
-            above = 5 if label != _READ else -10
+        # Lines may run close to each other: the numbers of the lowest stand below it.
+        for points in zip(*lines.values(), strict=True):
             for point in points:
+                above = -10 if several and point == min(points) else 5
                 axis.annotate(
                     number(point[1]), point, textcoords="offset points", xytext=(0, above), fontsize=7
                 )
@@ -189,6 +189,8 @@ def scale(data: dict[str, Any], folder: Path) -> None:
         if x == "workers":
             axis.set_xticks([row[x] for row in data["workers"]], [str(row[x]) for row in data["workers"]])
         axis.set(xlabel=x, ylabel=y, ylim=(0, None))
+        if several:
+            axis.set(yscale="log", ylim=(1, None))
         axis.legend(fontsize=8)
     _save(figure, folder, "scale")
 

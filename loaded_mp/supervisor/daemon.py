@@ -235,10 +235,14 @@ class Daemon:
         return []
 
     async def _run_with(self, config: Config) -> None:
+        before = self.backends.parts
         self.backends.configure(config)
         await self.publisher.publish(self.backends.fill)
         if self._network_setup:
+            # Rules that are put again count from 0: seen before and right after, nothing of it is lost.
+            self.accounting.read(before)
             host.change(config, config.first_queue, worker_count(config), marks_of(self.backends.parts))
+            self.accounting.read(self.backends.parts)
 
     def _refused(self, mistakes: list[str]) -> list[str]:
         for mistake in mistakes:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loaded_mp.lab.lab import VIPS, Daemon, Lab, Options, in_url
+from loaded_mp.lab.lab import VIPS, Daemon, Lab, Options, in_url, loaded_mp
 from loaded_mp.lab.wait import wait_until
 
 SOURCES = 60
@@ -79,6 +79,26 @@ def test_traffic_is_counted_by_backend_though_workers_see_little(lab: Lab, daemo
     assert served["to_client_bytes"] > 50 << 20
     assert served["to_backend_packets"] > 0
     assert sum(worker["packets"] for worker in daemon.status()["workers"]) < 20
+
+
+def test_counters_go_on_after_reloads(lab: Lab) -> None:
+    path = lab.folder / "growing.toml"
+    config = lab.config(service='forwarding = "conntrack"', checked=False)
+    other = '[[service]]\nname = "other"\nvips = ["192.0.2.77"]\nforwarding = "conntrack"\n'
+    path.write_text(config)
+    daemon = lab.start_daemon("-c", str(path)).ready()
+    sent = 0
+    for backends in (100, 40, 40, 1):
+        lab.client.run("ping", "-c", "3", "-i", "0.05", "-I", lab.sources4[0], VIPS[0])
+        sent += 3
+        counted = [each for each in daemon.backends().values() if each["to_backend_packets"]]
+        assert [each["to_backend_packets"] for each in counted] == [sent]
+        assert [each["to_client_packets"] for each in counted] == [sent]
+        more = "".join(f'[[service.backend]]\naddress = "10.0.0.{100 + n}"\n' for n in range(backends))
+        path.write_text(config + other + more)
+        lab.balancer.run(loaded_mp(), "reload")
+    daemon.stop()
+    assert "LOADED-" not in lab.balancer.run("iptables-save").stdout
 
 
 @pytest.mark.parametrize("vip", VIPS)

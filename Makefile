@@ -1,13 +1,15 @@
-# sudo make demo   installs what is missing and shows loaded-mp on real traffic; KEEP=1 leaves it standing
-# sudo make test   installs what is missing and runs every check and test
-# sudo make bench  measures it beside routing, DNAT, HAProxy and nginx, into docs/performance; QUICK=1 just looks
+# sudo make demo       installs what is missing and shows loaded-mp on real traffic; KEEP=1 leaves it standing
+# sudo make test       installs what is missing and runs every check and test
+# sudo make bench      measures it beside routing, DNAT, HAProxy, nginx and, where the kernel has it, LVS,
+#                      into docs/performance; QUICK=1 just looks
+# sudo make bench-lvs  measures it beside LVS in a guest, where the kernel has none
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptables iproute2 procps \
 	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3 haproxy wrk libnginx-mod-stream
 
-.PHONY: demo test bench install packages check clean
+.PHONY: demo test bench bench-lvs install packages check clean
 
 demo: install
 	$(BIN)/loaded-mp demo $(if $(KEEP),--keep)
@@ -16,11 +18,17 @@ test: check
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/unit -q
 	$(BIN)/pytest tests -q
 
+bench: PACKAGES += ipvsadm
 bench: install
 	$(BIN)/python tests/bench/main.py $(if $(QUICK),--quick,--out docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/paper.py --out docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/scale.py --out docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/page.py docs/performance)
+
+bench-lvs: PACKAGES += ipvsadm user-mode-linux kmod
+bench-lvs: install
+	$(BIN)/python tests/bench/guest.py docs/performance
+	$(BIN)/python tests/bench/page.py docs/performance
 
 check: install
 	$(BIN)/ruff check .

@@ -49,6 +49,8 @@ _SEND_BYTES = 262_144
 _ROUND_US = 100_000
 #: So long it looks for more packets before it sleeps: being woken costs more than a short look.
 _LOOK_US = 50
+#: After a longer wait packets are rare, and looking would take a core from those who prepare them.
+_RARE_US = 200
 
 _OK = int(Reason.OK)
 _CUT = int(Reason.CUT)
@@ -71,6 +73,7 @@ class Batch(NamedTuple):
     vectors_out: Longs  #: int64[BATCH + 1, 2]: struct iovec, one for each verdict
     kernel: Longs  #: int64[2]: struct sockaddr_nl of the kernel, 12 bytes
     clock: Longs  #: int64[2]: struct timespec
+    waited_us: Longs  #: int64[1]: how long the last sleep for packets took
 
 
 def new_batch() -> Batch:
@@ -98,6 +101,7 @@ def new_batch() -> Batch:
         vectors_out,
         kernel,
         np.zeros(2, np.int64),
+        np.zeros(1, np.int64),
     )
 
 
@@ -223,12 +227,14 @@ def _handle(
 @compiled
 def next_batch(descriptor: int, batch: Batch, started_us: int) -> int:
     """Read what is there; if nothing is, look again for a moment, then sleep until something comes."""
-    while now_us(batch.clock) - started_us < _LOOK_US:
+    while batch.waited_us[0] < _RARE_US and now_us(batch.clock) - started_us < _LOOK_US:
         count = receive(descriptor, batch.messages, False)
         if count != _EAGAIN:
             return count
         let_others_run()
-    return receive(descriptor, batch.messages, True)
+    count = receive(descriptor, batch.messages, True)
+    batch.waited_us[0] = now_us(batch.clock) - started_us
+    return count
 
 
 @compiled

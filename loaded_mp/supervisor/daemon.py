@@ -13,6 +13,7 @@ from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Config
 from loaded_mp.control.server import control_socket, serve_control, serve_metrics
 from loaded_mp.datapath.queue import Queue
+from loaded_mp.datapath.slices import ask_for_short_slices
 from loaded_mp.health.checker import Checker, Transition
 from loaded_mp.log import event, set_level
 from loaded_mp.memory.shared import memory_bytes, new_shared_memory
@@ -124,6 +125,10 @@ class Daemon:
             load_machine_code(self.memory, _say_step)
             children = Children(self.memory, queues, cores_of(config), config.user)
             self._handle_signals(children)
+            try:
+                ask_for_short_slices()
+            except OSError as error:
+                log.warning(event("slices-refused", cause=str(error), effect="packets may wait for a core"))
             stack.push_async_callback(children.stop)
             await children.start()
             if self._network_setup:

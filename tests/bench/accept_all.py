@@ -10,6 +10,7 @@ from loaded_mp.compiled import compiled
 from loaded_mp.datapath.loop import Batch, new_batch, next_batch
 from loaded_mp.datapath.messages import NF_ACCEPT, VERDICT_HEADER, read_message, write_verdict
 from loaded_mp.datapath.queue import Queue
+from loaded_mp.datapath.slices import ask_for_short_slices
 from loaded_mp.datapath.system import now_us, send
 
 _QUEUE_LENGTH = 65_536
@@ -37,6 +38,7 @@ def _accept(descriptor: int, queue: int, batch: Batch) -> None:
 
 def main(queues: int) -> None:
     """Serve the queues 0 to queues-1, one process each, until killed."""
+    ask_for_short_slices()
     opened = [Queue(number, _QUEUE_LENGTH) for number in range(queues)]
     context = multiprocessing.get_context("fork")
     for queue in opened:

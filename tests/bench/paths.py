@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from loaded_mp.lab.wait import wait_until
 IPERF_PORTS = range(5201, 5209)
 _PORTS = (80, *IPERF_PORTS)
 _SOURCES = 8
+#: Clients run on one core, backends on another where there is one.
+CLIENT_CORE = "0"
+BACKEND_CORE = str(min(1, len(os.sched_getaffinity(0)) - 1))
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,13 @@ def _prepare(lab: Lab) -> None:
     """iperf3 servers, cores and sysctls; without the latter reused ports stall for a second."""
     for backend in lab.backends:
         for port in IPERF_PORTS:
-            backend.namespace.start("taskset", "-c", "1", "iperf3", "-s", "-p", str(port))
+            backend.namespace.start("taskset", "-c", BACKEND_CORE, "iperf3", "-s", "-p", str(port))
         for pid in backend.namespace.processes():
-            backend.namespace.run("taskset", "-a", "-p", "-c", "1", str(pid), check=False)
+            backend.namespace.run("taskset", "-a", "-p", "-c", BACKEND_CORE, str(pid), check=False)
         backend.namespace.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
     for namespace in (lab.client, lab.balancer):
         namespace.sysctl("net/ipv4/tcp_max_tw_buckets", 0)
-        namespace.sysctl("net/ipv4/ip_local_port_range", "1024 65000")
+        namespace.sysctl("net/ipv4/ip_local_port_range", "1024 65001")
 
 
 @contextlib.contextmanager
@@ -99,7 +103,6 @@ def dnat() -> Iterator[Way]:
 def ipvs() -> Iterator[Way]:
     """Kernel LVS with NAT."""
     with _gateway() as lab:
-        lab.balancer.sysctl("net/ipv4/vs/conntrack", 1)
         for mark, (tool, vip) in enumerate((("iptables", VIPS[0]), ("ip6tables", VIPS[1])), 1):
             rule = f"-t mangle -A PREROUTING -d {vip} -j MARK --set-mark {mark}"
             lab.balancer.run(tool, *rule.split())
@@ -107,13 +110,15 @@ def ipvs() -> Iterator[Way]:
             lab.balancer.run("ipvsadm", "-A", "-f", str(mark), *family, "-s", "rr", "-p")
             for backend in lab.backends:
                 address = in_url(backend.ipv6 if ":" in vip else backend.ipv4)
-                lab.balancer.run("ipvsadm", "-a", "-f", str(mark), *family, "-r", address, "-m")
+                lab.balancer.run("ipvsadm", "-a", "-f", str(mark), *family, "-r", f"{address}:0", "-m")
         yield Way("LVS (IPVS NAT)", lab, _vips())
 
 
 def has_ipvs() -> bool:
-    """Whether this kernel and this machine can do it."""
-    return Path("/proc/net/ip_vs").exists() and shutil.which("ipvsadm") is not None
+    """Whether this kernel has it; `ipvsadm` loads the module itself."""
+    if not shutil.which("ipvsadm"):
+        return False
+    return subprocess.run(["ipvsadm", "-L"], capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager

@@ -84,6 +84,18 @@ def goals_table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shares_table(data: dict[str, Any]) -> str:
+    """Every figure as a share of routing's, as Markdown: a row for each work, a column for each path."""
+    every = dict.fromkeys(way for work in data["works"].values() for way in work["rounds"])
+    ways = [way for way in every if way != ROUTING]
+    lines = [f"| of routing | {' | '.join(ways)} |", "|---" * (1 + len(ways)) + "|"]
+    for key, work in data["works"].items():
+        title = work["title"] + ("" if work["more_is_better"] else " (less is better)")
+        ratios = [ratio(data, key, way, ROUTING) for way in ways]
+        lines.append(f"| {title} | {' | '.join('' if each is None else f'{each:.2f}' for each in ratios)} |")
+    return "\n".join(lines)
+
+
 def table(data: dict[str, Any]) -> str:
     """The whole run as Markdown."""
     lines = []

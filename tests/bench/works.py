@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.paths import IPERF_PORTS, Way
+from bench.paths import CLIENT_CORE, IPERF_PORTS, Way
 from loaded_mp.lab.lab import in_url
 from loaded_mp.lab.wait import wait_until
 
@@ -87,8 +87,8 @@ def bulk(family: int, streams: int, sources: int, up: bool) -> Callable[[Way, in
     def run(path: Way, seconds: int) -> list[Result]:
         target = path.targets[family]
         before = _cpu_s()
-        streams_each = str(streams // sources)
-        words = ["taskset", "-c", "0", "iperf3", "-c", target, "-t", str(seconds), "-J", "-P", streams_each]
+        words = ["taskset", "-c", CLIENT_CORE, "iperf3", "-c", target, "-t", str(seconds), "-J"]
+        words += ["-P", str(streams // sources)]
         words += [] if up else ["-R"]
         clients = [
             path.lab.client.talk(*words, "-p", str(port), "-B", source)
@@ -112,7 +112,7 @@ def requests(family: int, connections: int, close: bool) -> Callable[[Way, int],
         header = ("-H", "Connection: close") if close else ()
         before = _cpu_s()
         done = path.lab.client.run(
-            "taskset", "-c", "0", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *header,
+            "taskset", "-c", CLIENT_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *header,
             f"http://{in_url(path.targets[family])}/",
         )  # fmt: skip
         cpu_s = _cpu_s() - before
@@ -138,7 +138,7 @@ def datagrams(path: Way, seconds: int) -> list[Result]:
 
 
 def _count_datagrams(path: Way, seconds: int) -> Result:
-    words = ("taskset", "-c", "0", "iperf3", "-u", "-l", "18", "-b", "0", "-t", str(seconds + 1))
+    words = ("taskset", "-c", CLIENT_CORE, "iperf3", "-u", "-l", "18", "-b", "0", "-t", str(seconds + 1))
     client = path.lab.client.start(*words, "-c", path.targets[4])
     time.sleep(_SETTLE_S)
     before, began, already = _cpu_s(), time.monotonic(), _datagrams_read(path)
@@ -172,7 +172,7 @@ def latency(kind: str) -> Callable[[Way, int], list[Result]]:
     def run(path: Way, seconds: int) -> list[Result]:
         with cores_awake():
             done = path.lab.client.run(
-                "chrt", "--fifo", "1", "taskset", "-c", "0", sys.executable, "-c", _ASK_AT_A_RATE,
+                "chrt", "--fifo", "1", "taskset", "-c", CLIENT_CORE, sys.executable, "-c", _ASK_AT_A_RATE,
                 kind, path.targets[4], str(_RATE), str(2 * seconds),
                 timeout_s=2 * seconds + 20,
             )  # fmt: skip

@@ -2,9 +2,12 @@
 
 import concurrent.futures
 import itertools
+import platform
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -126,6 +129,16 @@ def test_download(lab: Lab, vip: str, clients: int, checksum: str) -> None:
 def test_udp_echo_of_every_size(lab: Lab, daemon: Daemon, vip: str) -> None:
     done = lab.client.run(sys.executable, "-c", ECHO_EVERY_SIZE, vip, str(SIZES), timeout_s=240)
     assert done.stdout == "lost []\n", daemon.status()
+
+
+@pytest.mark.skipif(
+    tuple(int(part) for part in platform.release().split(".")[:2]) < (6, 12),
+    reason="Linux has slices of one's own choice from 6.12 on",
+)
+def test_workers_ask_for_short_slices(daemon: Daemon) -> None:
+    for worker in daemon.status()["workers"]:
+        sched = Path(f"/proc/{worker['pid']}/sched").read_text()
+        assert re.search(r"se\.slice +: +100000$", sched, re.MULTILINE), sched
 
 
 def test_nothing_was_dropped(daemon: Daemon) -> None:

@@ -48,7 +48,7 @@ _SEND_BYTES = 262_144
 #: After so long the loop goes back to its caller, in microseconds.
 _ROUND_US = 100_000
 #: So long it looks for more packets before it sleeps: being woken costs more than a short look.
-_LOOK_US = 50
+_LOOK_US = 100
 #: After a longer wait packets are rare, and looking would take a core from those who prepare them.
 _RARE_US = 200
 

@@ -9,15 +9,59 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core import event as numba_event
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Raw packet bytes, in network byte order.
 Bytes = npt.NDArray[np.uint8]
 
+#: The packages that hold compiled functions and all that these refer to.
+PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath")
 
-#: The packages that hold compiled functions.
-_PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath")
+
+def compiled(function: Function) -> Function:
+    """Compile `function` with numba at its first call and keep the machine code on disk.
+
+    Compiled functions allocate nothing, so numba need not count references to arrays: that costs more than
+    the rest of a packet's way. They are put into their callers: a tuple of many arrays, handed from call to
+    call, costs ten times what is done with it.
+    With `NUMBA_DISABLE_JIT=1` in the environment the function stays plain Python. Raises ImportError where
+    a change of the function's file would leave old machine code in use.
+    """
+    package, _, module = function.__module__.partition(".")
+    if package == __package__ and module.split(".")[0] not in (*PACKAGES, "compiled"):
+        raise ImportError(f"{function.__module__} holds a compiled function: name its package in PACKAGES")
+    decorator = numba.njit(
+        cache=bool(numba.config.CACHE_DIR),
+        nogil=True,
+        error_model="numpy",
+        forceinline=True,
+        _nrt=False,
+    )
+    return cast(Function, decorator(function))
+
+
+def has_machine_code() -> bool:
+    """Whether an earlier process left machine code on disk, so that a start need not compile."""
+    folder = numba.config.CACHE_DIR
+    return bool(numba.config.DISABLE_JIT or (folder and any(Path(folder).rglob("*.nbc"))))
+
+
+def tell_of_late_compilation(say: Callable[[str], None]) -> None:
+    """From now on, in this process and those that it forks, `say` the name of each function that is compiled.
+
+    To be called when all machine code is there: whatever comes later holds up packets or the supervisor.
+    """
+
+    class Listener(numba_event.Listener):  # type: ignore[misc]
+        def on_start(self, event: Any) -> None:
+            say(str(event.data["dispatcher"].py_func.__qualname__))
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    numba_event.register("numba:compile", Listener())
 
 
 def _cache_folder() -> Path | None:
@@ -28,7 +72,7 @@ def _cache_folder() -> Path | None:
     """
     package = Path(__file__).parent
     source = hashlib.sha256(Path(__file__).read_bytes())
-    for name in _PACKAGES:
+    for name in PACKAGES:
         for file in sorted((package / name).glob("*.py")):
             source.update(file.read_bytes())
     name = f"compiled-{source.hexdigest()[:16]}"
@@ -46,18 +90,10 @@ if not numba.config.CACHE_DIR:
     numba.config.CACHE_DIR = str(_cache_folder() or "")
 
 
-def has_machine_code() -> bool:
-    """Whether an earlier process left machine code on disk, so that a start need not compile."""
-    folder = numba.config.CACHE_DIR
-    return bool(numba.config.DISABLE_JIT or (folder and any(Path(folder).rglob("*.nbc"))))
+@compiled
+def signed(number: Any) -> int:
+    """A number from an array of any integer type, as the int that all others are.
 
-
-def compiled(function: Function) -> Function:
-    """Compile `function` with numba at its first call and keep the machine code on disk.
-
-    Compiled functions allocate nothing, so numba need not count references to arrays: that costs more than
-    the rest of a packet's way.
-    With `NUMBA_DISABLE_JIT=1` in the environment the function stays plain Python.
+    numba makes a float of the sum of an int64 and a uint64.
     """
-    decorator = numba.njit(cache=bool(numba.config.CACHE_DIR), nogil=True, error_model="numpy", _nrt=False)
-    return cast(Function, decorator(function))
+    return int(np.int64(number))

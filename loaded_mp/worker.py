@@ -7,11 +7,13 @@ import pwd
 import signal
 import tempfile
 import time
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
 from loaded_mp.datapath.loop import give_back, new_batch, serve
-from loaded_mp.memory.shared import LAST_READ_ID, SharedMemory
+from loaded_mp.log import event
+from loaded_mp.memory.shared import SharedMemory, Stamp
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,48 @@ DRAIN_S = 3.0
 
 class WorkerError(Exception):
     """A worker cannot start; the message says why."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a worker serves, whichever process it is."""
+
+    number: int  #: its row in shared memory
+    queue: int
+    descriptor: int  #: of the queue's socket
+    core: int | None  #: None: any
+    user: str
+
+
+def run(memory: SharedMemory, place: Place, replacing: bool) -> NoReturn:
+    """Serve a place's queue; ends the process, status 0 after SIGTERM.
+
+    `replacing`: an earlier worker died in this place and may have left packets undecided.
+    """
+    status = 1
+    try:
+        stop = _Stop()
+        if place.core is not None:
+            os.sched_setaffinity(0, {place.core})
+        batch = new_batch(place.descriptor, place.queue)
+        give_up_privileges(place.user)
+        if replacing:
+            give_back(batch, int(memory.stamps[place.number, Stamp.LAST_READ_ID]))
+        while True:
+            served = serve(batch, memory, place.number, replacing)
+            if served < 0:
+                log.error(
+                    event("queue-broken", worker=place.number, queue=place.queue, error=os.strerror(-served))
+                )
+                break
+            replacing = replacing and served == 0
+            if stop.deadline_s is not None and (served == 0 or time.monotonic() > stop.deadline_s):
+                status = 0
+                break
+    except (OSError, WorkerError) as error:
+        log.error(event("worker-failed", worker=place.number, error=str(error)))
+    finally:
+        os._exit(status)
 
 
 class _CapHeader(ctypes.Structure):
@@ -85,42 +129,3 @@ class _Stop:
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         self.deadline_s = time.monotonic() + DRAIN_S
-
-
-def run(
-    memory: SharedMemory,
-    number: int,
-    descriptor: int,
-    queue: int,
-    core: int | None,
-    user: str,
-    replacing: bool,
-) -> NoReturn:
-    """Serve `queue` on `descriptor` as worker `number`; ends the process, status 0 after SIGTERM.
-
-    `replacing`: an earlier worker `number` died and may have left packets undecided.
-    """
-    status = 1
-    try:
-        stop = _Stop()
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-        batch = new_batch()
-        give_up_privileges(user)
-        if replacing:
-            give_back(descriptor, queue, batch, int(memory.workers[number, LAST_READ_ID]))
-        while True:
-            served = serve(descriptor, queue, batch, memory, number, replacing)
-            if served < 0:
-                log.error(
-                    "event=queue-broken worker=%d queue=%d error=%r", number, queue, os.strerror(-served)
-                )
-                break
-            replacing = replacing and served == 0
-            if stop.deadline_s is not None and (served == 0 or time.monotonic() > stop.deadline_s):
-                status = 0
-                break
-    except (OSError, WorkerError) as error:
-        log.error("event=worker-failed worker=%d error=%r", number, str(error))
-    finally:
-        os._exit(status)

@@ -1,346 +1,313 @@
 """What becomes of one packet: direction, flow, backend, rewriting. No I/O and no clock."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
-from loaded_mp.datapath.lookup import NO_PORT, host_row, member_of, ports, read_address, service_of, vip_row
-from loaded_mp.flows.atomics import Words, add
-from loaded_mp.flows.siphash import siphash
-from loaded_mp.flows.table import FlowTable, find, flow_hash, insert, replace, touch, value_of
-from loaded_mp.memory.shared import NEW_FLOWS, TO_BACKEND_PACKETS, TO_CLIENT_PACKETS
-from loaded_mp.memory.snapshot import (
-    MARK,
-    MAX_BACKENDS,
-    SERVICE_BY_CONNTRACK,
-    SERVICE_OTHER_IDLE_S,
-    SERVICE_SLOTS,
-    SERVICE_SLOTS_AT,
-    SERVICE_TCP_IDLE_S,
-    SERVICE_UDP_IDLE_S,
-    SHARED,
-    USABLE,
-    Snapshot,
-)
-from loaded_mp.packet.checksum import read16
-from loaded_mp.packet.header import (
-    KIND_ERROR,
-    KIND_FRAGMENT,
-    KIND_LINK,
-    KIND_PORTS,
-    KIND_QUERY,
-    TCP,
-    UDP,
-    Header,
-    parse,
-)
-from loaded_mp.packet.reasons import Reason
+from loaded_mp.datapath.affinity import client_flow, reply_flow
+from loaded_mp.datapath.lookup import NO_PORT, Ends, address_row, ends_of, member_of, service_of, vip_row
+from loaded_mp.datapath.messages import HOOK_PREROUTING, NF_ACCEPT, NF_DROP, NF_REPEAT, Decision, Queued
+from loaded_mp.datapath.picks import pick
+from loaded_mp.datapath.work import Work
+from loaded_mp.flows.flow import Flow
+from loaded_mp.flows.table import find, insert, replace, touch, value_of
+from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
+from loaded_mp.memory.snapshot import MARK, MAX_BACKENDS, Answer, Flag, ServiceColumn
+from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
+from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, UDP, Header, parse
+from loaded_mp.packet.reasons import FATES, Fate, Reason
 from loaded_mp.packet.rewrite import (
-    address_length,
-    destination_at,
+    complete_checksum,
     set_destination,
     set_quoted_destination,
     set_quoted_source,
     set_source,
-    source_at,
 )
 
-_OK = int(Reason.OK)
-_BAD_QUOTE = int(Reason.BAD_QUOTE)
-_NO_SERVICE = int(Reason.NO_SERVICE)
-_NO_BACKEND = int(Reason.NO_BACKEND)
-_NO_FLOW = int(Reason.NO_FLOW)
-_LINK = int(Reason.LINK)
-
 _ICMP_HEADER = 8
+_IP_HEADERS = (20, 40)
 #: Added to the VIP id in the value of a reply flow: not the id of a backend (MAX_BACKENDS is below it).
 REPLY = 0x8000
 #: How often a flow is looked up anew because another worker changed it at the same moment.
 _TRIES = 16
-
-
-class Shared(NamedTuple):
-    """What one worker works on besides the snapshot: the flow table and its own counters."""
-
-    table: FlowTable
-    cursors: Words  #: uint64[MAX_SERVICES], the next slot of each service, shared by all workers
-    traffic: Words  #: uint64[MAX_BACKENDS, 5], this worker's, see TO_BACKEND_PACKETS...
-    evictions: Words  #: uint64[1], this worker's: flows that gave way to others
+#: In place of a backend id.
+_NO_BACKEND, _LOST_RACE = -1, -2
+_ONE = np.uint64(1)
 
 
 @compiled
-def _pick(snapshot: Snapshot, cursors: Words, service: int) -> int:
-    """The next backend of a service, exact over all workers; -1 if it has no slot."""
-    slots = int(np.int64(snapshot.services[service, SERVICE_SLOTS]))
-    if slots == 0:
-        return -1
-    turn = int(np.int64(add(cursors, service, np.uint64(1)) % np.uint64(slots)))
-    return int(np.int64(snapshot.slots[snapshot.services[service, SERVICE_SLOTS_AT] + turn]))
+def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
+    """Decide a packet and change it in place, flow table and counters included."""
+    header = parse(packet, queued.start, queued.end, queued.cut)
+    from_client = queued.hook == HOOK_PREROUTING
+    reason, mark = header.reason, 0
+    if reason == Reason.OK:
+        if from_client:
+            reason, mark = _to_backend(packet, header, work)
+        else:
+            reason = _to_client(packet, header, work)
+    if reason != Reason.OK:
+        fate = FATES[0 if from_client else 1, reason]
+        passes = fate == Fate.PASS or (
+            fate == Fate.PASS_UNLESS_FLOW and not _may_have_flow(packet, queued, header, work)
+        )
+        return Decision(NF_ACCEPT if passes else NF_DROP, False, 0, reason)
+    if mark:
+        return Decision(NF_REPEAT, False, mark, Reason.OK)
+    if queued.cut:
+        return Decision(NF_DROP, False, 0, Reason.CUT)
+    if not queued.checksum_ready:
+        if header.kind != KIND_PORTS:
+            return Decision(NF_DROP, False, 0, Reason.CHECKSUM_UNFINISHED)
+        complete_checksum(packet, header)
+    return Decision(NF_ACCEPT, True, 0, Reason.OK)
 
 
 @compiled
-def _idle_s(snapshot: Snapshot, service: int, protocol: int) -> int:
-    column = SERVICE_OTHER_IDLE_S
-    if protocol == TCP:
-        column = SERVICE_TCP_IDLE_S
-    elif protocol == UDP:
-        column = SERVICE_UDP_IDLE_S
-    return int(np.int64(snapshot.services[service, column]))
-
-
-@compiled
-def _serves(snapshot: Snapshot, backend: int, service: int) -> bool:
-    """Whether a value from the flow table is a backend of a service.
-
-    It may be that of a backend which was taken away or, as two flows may have one fingerprint, of a VIP.
-    """
-    return backend < MAX_BACKENDS and bool(snapshot.backend_services[backend] == service)
-
-
-@compiled
-def _backend_for(
-    snapshot: Snapshot, shared: Shared, service: int, high: np.uint64, low: np.uint64, now_s: int, idle_s: int
-) -> int:
-    """The backend of a client's flow, entered or moved if need be; -1 if the service has none."""
-    flow = flow_hash(shared.table, service, high, low)
-    for _ in range(_TRIES):
-        entry, word = find(shared.table, flow)
-        if entry >= 0:
-            backend = value_of(word)
-            if _serves(snapshot, backend, service) and snapshot.backend_flags[backend] & USABLE:
-                if touch(shared.table, entry, word, now_s, now_s + idle_s):
-                    return backend
-                continue
-        backend = _pick(snapshot, shared.cursors, service)
-        if backend < 0:
-            return -1
-        if entry >= 0:
-            if replace(shared.table, entry, word, backend):
-                shared.traffic[backend, NEW_FLOWS] += np.uint64(1)
-            continue
-        held, evicted = insert(shared.table, flow, backend, now_s + idle_s, high, low)
-        if evicted:
-            shared.evictions[0] += np.uint64(1)
-        if held == backend:
-            shared.traffic[backend, NEW_FLOWS] += np.uint64(1)
-            return backend
-    return -1
-
-
-@compiled
-def _reply_flow(
-    table: FlowTable,
-    protocol: int,
-    client_port: int,
-    service_port: int,
-    client: tuple[np.uint64, np.uint64],
-    backend: tuple[np.uint64, np.uint64],
-) -> np.uint64:
-    """The flow that remembers the VIP of a connection to a shared backend."""
-    scope = (1 << 62) | protocol << 40 | client_port << 16 | service_port
-    return siphash(
-        table.secret,
-        siphash(table.secret, np.uint64(scope), backend[0], backend[1]),
-        client[0],
-        client[1],
-    )
-
-
-@compiled
-def _remember_vip(
-    shared: Shared,
-    flow: np.uint64,
-    vip: int,
-    client: tuple[np.uint64, np.uint64],
-    now_s: int,
-    idle_s: int,
-) -> None:
-    for _ in range(_TRIES):
-        entry, word = find(shared.table, flow)
-        if entry < 0:
-            insert(shared.table, flow, vip, now_s + idle_s, client[0], client[1])
-        elif value_of(word) != vip:
-            replace(shared.table, entry, word, vip)
-        elif touch(shared.table, entry, word, now_s, now_s + idle_s):
-            return
-
-
-@compiled
-def _numbers(packet: Bytes, header: Header) -> tuple[int, int]:
-    """What tells connections apart: source and destination port, or an echo's identifier as both."""
-    if header.kind == KIND_PORTS:
-        return ports(packet, header.upper)
-    if header.kind == KIND_QUERY:
-        identifier = read16(packet, header.upper + 4)
-        return identifier, identifier
-    return 0, 0
-
-
-@compiled
-def _count(shared: Shared, backend: int, packets_column: int, length: int) -> None:
-    shared.traffic[backend, packets_column] += np.uint64(1)
-    shared.traffic[backend, packets_column + 1] += np.uint64(length)
-
-
-@compiled
-def to_backend(
-    packet: Bytes, start: int, header: Header, snapshot: Snapshot, shared: Shared, now_s: int
-) -> tuple[int, int]:
-    """Give a well-formed packet for a VIP to its backend; what became of it as a Reason, and its mark.
-
-    The packet of a service that the kernel forwards gets a mark and stays as it is; the others get 0.
-    """
-    version = header.version
+def _to_backend(packet: Bytes, header: Header, work: Work) -> tuple[Reason, int]:
+    """Give a well-formed packet for a VIP to its backend; what became of it, and its mark or 0."""
     if header.kind == KIND_LINK:
-        return _LINK, 0
-    high, low = read_address(packet, destination_at(version, start), version)
-    vip = vip_row(snapshot, high, low)
+        return Reason.LINK, 0
+    snapshot = work.snapshot
+    ends = ends_of(packet, header, True)
+    vip = vip_row(snapshot, ends.server)
     if vip < 0:
-        return _NO_SERVICE, 0
+        return Reason.NO_SERVICE, 0
     if header.kind == KIND_ERROR:
-        return _error_to_backend(packet, start, header, snapshot, shared, vip), 0
-    source_port, destination_port = _numbers(packet, header)
-    port = NO_PORT if header.kind == KIND_FRAGMENT else destination_port
-    service = service_of(snapshot, vip, header.protocol, port)
+        return _error_to_backend(packet, header, work, vip), 0
+    service = service_of(snapshot, vip, ends.protocol, _port(header, ends))
     if service < 0:
-        return _NO_SERVICE, 0
-    client = read_address(packet, source_at(version, start), version)
-    idle_s = _idle_s(snapshot, service, header.protocol)
-    backend = _backend_for(snapshot, shared, service, client[0], client[1], now_s, idle_s)
+        return Reason.NO_SERVICE, 0
+    idle_s = _idle_s(work, service, header.protocol)
+    backend = _backend_for(work, service, client_flow(work, service, ends), idle_s)
     if backend < 0:
-        return _NO_BACKEND, 0
-    if snapshot.services[service, SERVICE_BY_CONNTRACK]:
-        return _OK, MARK + backend
-    address = snapshot.backend_bytes[backend, : address_length(version)]
-    set_destination(packet, header, start, address)
-    if snapshot.backend_flags[backend] & SHARED:
-        host = read_address(packet, destination_at(version, start), version)
-        flow = _reply_flow(shared.table, header.protocol, source_port, destination_port, client, host)
-        vip_id = int(np.int64(snapshot.vip_listeners[vip, 2]))
-        _remember_vip(shared, flow, REPLY + vip_id, client, now_s, idle_s)
-    _count(shared, backend, TO_BACKEND_PACKETS, header.end - start)
-    return _OK, 0
+        return (Reason.NO_BACKEND if backend == _NO_BACKEND else Reason.LOST_RACE), 0
+    if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK:
+        return Reason.OK, MARK + backend
+    set_destination(packet, header, snapshot.backend_bytes[backend, : address_length(header.version)])
+    if snapshot.backend_flags[backend] & Flag.SEVERAL:
+        address = read_address(packet, destination_at(header.version, header.start), header.version)
+        flow = reply_flow(work, address, ends)
+        _remember_vip(work, flow, REPLY + snapshot.vip_listeners[vip, 2], idle_s)
+    _count_to_backend(work, backend, header)
+    return Reason.OK, 0
 
 
 @compiled
-def _error_to_backend(
-    packet: Bytes, start: int, header: Header, snapshot: Snapshot, shared: Shared, vip: int
-) -> int:
+def _error_to_backend(packet: Bytes, header: Header, work: Work, vip: int) -> Reason:
     """An ICMP error about a packet VIP->client: to the backend that has this client."""
-    version = header.version
-    at = header.upper + _ICMP_HEADER
-    quote = parse(packet, at, header.end, True)
-    if quote.reason != _OK or quote.version != version:
-        return _BAD_QUOTE
-    high, low = read_address(packet, source_at(version, at), version)
-    if vip_row(snapshot, high, low) != vip:
-        return _NO_FLOW
-    port = _numbers(packet, quote)[0] if quote.kind != KIND_FRAGMENT else NO_PORT
-    service = service_of(snapshot, vip, quote.protocol, port)
+    snapshot = work.snapshot
+    quote = parse(packet, header.upper + _ICMP_HEADER, header.end, True)
+    if quote.reason != Reason.OK or quote.version != header.version:
+        return Reason.BAD_QUOTE
+    ends = ends_of(packet, quote, False)
+    if vip_row(snapshot, ends.server) != vip:
+        return Reason.NO_FLOW
+    service = service_of(snapshot, vip, ends.protocol, _port(quote, ends))
     if service < 0:
-        return _NO_SERVICE
-    client = read_address(packet, destination_at(version, at), version)
-    entry, word = find(shared.table, flow_hash(shared.table, service, client[0], client[1]))
+        return Reason.NO_SERVICE
+    entry, word = find(work.table, client_flow(work, service, ends))
     backend = value_of(word)
-    if entry < 0 or not _serves(snapshot, backend, service):
-        return _NO_FLOW
-    address = snapshot.backend_bytes[backend, : address_length(version)]
-    set_quoted_source(packet, header, quote, at, address)
-    set_destination(packet, header, start, address)
-    _count(shared, backend, TO_BACKEND_PACKETS, header.end - start)
-    return _OK
+    if entry < 0 or not _serves(work, backend, service):
+        return Reason.NO_FLOW
+    address = snapshot.backend_bytes[backend, : address_length(header.version)]
+    set_quoted_source(packet, header, quote, address)
+    set_destination(packet, header, address)
+    _count_to_backend(work, backend, header)
+    return Reason.OK
 
 
 @compiled
-def _flow_of_reply(
-    packet: Bytes,
-    header: Header,
-    snapshot: Snapshot,
-    shared: Shared,
-    host: int,
-    client: tuple[np.uint64, np.uint64],
-    client_port: int,
-    service_port: int,
-) -> tuple[int, int]:
-    """Backend id and VIP id of the flow client<->host that a packet belongs to, or (-1, -1)."""
-    first = int(np.int64(snapshot.host_backends[host, 0]))
-    port = NO_PORT if header.kind == KIND_FRAGMENT else service_port
-    if snapshot.backend_flags[snapshot.members[first]] & SHARED:
-        address = snapshot.hosts[host, 0], snapshot.hosts[host, 1]
-        flow = _reply_flow(shared.table, header.protocol, client_port, service_port, client, address)
-        entry, word = find(shared.table, flow)
-        if entry >= 0:
-            vip = value_of(word) - REPLY
-            if vip < 0:
-                return -1, -1
-            row = int(np.int64(snapshot.vip_rows[vip]))
-            service = service_of(snapshot, row, header.protocol, port) if row >= 0 else -1
-            backend = member_of(snapshot, host, service)
-            if backend >= 0:
-                return backend, vip
-            return -1, -1
-        if header.kind != KIND_FRAGMENT:
-            return -1, -1
-    for row in range(first, first + int(np.int64(snapshot.host_backends[host, 1]))):
-        backend = int(np.int64(snapshot.members[row]))
-        service = int(np.int64(snapshot.backend_services[backend]))
-        vip = int(np.int64(snapshot.backend_vips[backend]))
-        if service_of(snapshot, int(np.int64(snapshot.vip_rows[vip])), header.protocol, port) != service:
-            continue
-        entry, word = find(shared.table, flow_hash(shared.table, service, client[0], client[1]))
-        if entry >= 0 and value_of(word) == backend:
-            return backend, vip
-    return -1, -1
-
-
-@compiled
-def to_client(packet: Bytes, start: int, header: Header, snapshot: Snapshot, shared: Shared) -> int:
-    """Let a backend's reply come from the VIP; what became of it as a Reason."""
-    version = header.version
+def _to_client(packet: Bytes, header: Header, work: Work) -> Reason:
+    """Let a backend's reply come from the VIP; what became of it."""
     if header.kind == KIND_LINK:
-        return _LINK
+        return Reason.LINK
     if header.kind == KIND_ERROR:
-        return _error_to_client(packet, start, header, snapshot, shared)
-    high, low = read_address(packet, source_at(version, start), version)
-    host = host_row(snapshot, high, low)
-    if host < 0:
-        return _NO_FLOW
-    service_port, client_port = _numbers(packet, header)
-    client = read_address(packet, destination_at(version, start), version)
-    backend, vip = _flow_of_reply(packet, header, snapshot, shared, host, client, client_port, service_port)
+        return _error_to_client(packet, header, work)
+    backend, vip = _flow_of_reply(work, header, ends_of(packet, header, False))
     if backend < 0:
-        return _NO_FLOW
-    set_source(packet, header, start, snapshot.vip_bytes[vip, : address_length(version)])
-    _count(shared, backend, TO_CLIENT_PACKETS, header.end - start)
-    return _OK
+        return Reason.NO_FLOW
+    set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
+    _count_to_client(work, backend, header)
+    return Reason.OK
 
 
 @compiled
-def _error_to_client(packet: Bytes, start: int, header: Header, snapshot: Snapshot, shared: Shared) -> int:
+def _error_to_client(packet: Bytes, header: Header, work: Work) -> Reason:
     """An ICMP error about a packet client->backend: make it quote the VIP.
 
     If the backend sent it, it comes from the VIP too; routers between balancer and backend, and the
     balancer itself, send such errors under their own address.
     """
-    version = header.version
-    at = header.upper + _ICMP_HEADER
-    quote = parse(packet, at, header.end, True)
-    if quote.reason != _OK or quote.version != version:
-        return _BAD_QUOTE
-    high, low = read_address(packet, destination_at(version, at), version)
-    host = host_row(snapshot, high, low)
-    if host < 0:
-        return _NO_FLOW
-    client_port, service_port = _numbers(packet, quote)
-    client = read_address(packet, source_at(version, at), version)
-    backend, vip = _flow_of_reply(packet, quote, snapshot, shared, host, client, client_port, service_port)
+    quote = parse(packet, header.upper + _ICMP_HEADER, header.end, True)
+    if quote.reason != Reason.OK or quote.version != header.version:
+        return Reason.BAD_QUOTE
+    ends = ends_of(packet, quote, True)
+    backend, vip = _flow_of_reply(work, quote, ends)
     if backend < 0:
-        return _NO_FLOW
-    address = snapshot.vip_bytes[vip, : address_length(version)]
-    set_quoted_destination(packet, header, quote, at, address)
-    sender_high, sender_low = read_address(packet, source_at(version, start), version)
-    if sender_high == high and sender_low == low:
-        set_source(packet, header, start, address)
-    _count(shared, backend, TO_CLIENT_PACKETS, header.end - start)
-    return _OK
+        return Reason.NO_FLOW
+    address = work.snapshot.vip_bytes[vip, : address_length(header.version)]
+    set_quoted_destination(packet, header, quote, address)
+    sender = read_address(packet, source_at(header.version, header.start), header.version)
+    if sender.high == ends.server.high and sender.low == ends.server.low:
+        set_source(packet, header, address)
+    _count_to_client(work, backend, header)
+    return Reason.OK
+
+
+@compiled
+def _backend_for(work: Work, service: int, flow: Flow, idle_s: int) -> int:
+    """The backend of a client's flow, entered or moved if need be; else _NO_BACKEND or _LOST_RACE."""
+    deadline_s = work.now_s + idle_s
+    for _ in range(_TRIES):
+        entry, word = find(work.table, flow)
+        if entry >= 0:
+            held = value_of(word)
+            if _serves(work, held, service) and work.snapshot.backend_flags[held] & Flag.USABLE:
+                if touch(work.table, entry, word, work.now_s, deadline_s):
+                    return held
+                continue
+        backend = pick(work, service, flow)
+        if backend < 0:
+            return _NO_BACKEND
+        if entry >= 0:
+            if replace(work.table, entry, word, backend):
+                _count_flow(work, backend, held)
+            continue
+        held, evicted = insert(work.table, flow, backend, deadline_s)
+        _count_evicted(work, evicted)
+        if held == backend:
+            _count_flow(work, backend, -1)
+            return backend
+    return _LOST_RACE
+
+
+@compiled
+def _flow_of_reply(work: Work, header: Header, ends: Ends) -> tuple[int, int]:
+    """Backend id and VIP id of the flow that a packet between client and backend belongs to, or (-1, -1)."""
+    snapshot = work.snapshot
+    row = address_row(snapshot, ends.server)
+    if row < 0:
+        return -1, -1
+    first = snapshot.address_members[row, 0]
+    port = _port(header, ends)
+    if snapshot.backend_flags[snapshot.members[first]] & Flag.SEVERAL:
+        entry, word = find(work.table, reply_flow(work, ends.server, ends))
+        if entry >= 0:
+            return _remembered(work, row, value_of(word) - REPLY, ends.protocol, port)
+        if header.kind != KIND_FRAGMENT:
+            return -1, -1
+    for at in range(first, first + snapshot.address_members[row, 1]):
+        backend = snapshot.members[at]
+        service, vip = snapshot.backend_services[backend], snapshot.backend_vips[backend]
+        if service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, port) == service and _has_flow(
+            work, backend, ends
+        ):
+            return backend, vip
+    return -1, -1
+
+
+@compiled
+def _remembered(work: Work, row: int, vip: int, protocol: int, port: int) -> tuple[int, int]:
+    """Backend id and VIP id of a flow whose VIP was remembered, unless they are gone."""
+    snapshot = work.snapshot
+    if vip < 0 or snapshot.vip_rows[vip] < 0:
+        return -1, -1
+    backend = member_of(snapshot, row, service_of(snapshot, snapshot.vip_rows[vip], protocol, port))
+    return (backend, vip) if backend >= 0 else (-1, -1)
+
+
+@compiled
+def _remember_vip(work: Work, flow: Flow, value: int, idle_s: int) -> None:
+    for _ in range(_TRIES):
+        entry, word = find(work.table, flow)
+        if entry < 0:
+            _count_evicted(work, insert(work.table, flow, value, work.now_s + idle_s)[1])
+        elif value_of(word) != value:
+            replace(work.table, entry, word, value)
+        elif touch(work.table, entry, word, work.now_s, work.now_s + idle_s):
+            return
+
+
+@compiled
+def _may_have_flow(packet: Bytes, queued: Queued, header: Header, work: Work) -> bool:
+    """Whether a packet that cannot be read is one of a backend to a client that it serves."""
+    snapshot = work.snapshot
+    version, start = header.version, queued.start
+    if queued.end - start < _IP_HEADERS[0 if version == 4 else 1]:
+        return False
+    row = address_row(snapshot, read_address(packet, source_at(version, start), version))
+    if row < 0:
+        return False
+    client = read_address(packet, destination_at(version, start), version)
+    first = snapshot.address_members[row, 0]
+    for at in range(first, first + snapshot.address_members[row, 1]):
+        if _has_flow(work, snapshot.members[at], Ends(0, client, 0, client, 0)):
+            return True
+    return False
+
+
+@compiled
+def _has_flow(work: Work, backend: int, ends: Ends) -> bool:
+    """Whether a client's flow goes to a backend."""
+    flow = client_flow(work, work.snapshot.backend_services[backend], ends)
+    entry, word = find(work.table, flow)
+    return entry >= 0 and value_of(word) == backend
+
+
+@compiled
+def _serves(work: Work, value: int, service: int) -> bool:
+    """Whether a value from the flow table is a backend of a service.
+
+    It may be that of a backend which was taken away or, as two flows may have one fingerprint, of a VIP.
+    """
+    return value < MAX_BACKENDS and work.snapshot.backend_services[value] == service
+
+
+@compiled
+def _port(header: Header, ends: Ends) -> int:
+    """The port that listeners are asked for."""
+    return NO_PORT if header.kind == KIND_FRAGMENT else ends.service_port
+
+
+@compiled
+def _idle_s(work: Work, service: int, protocol: int) -> int:
+    column = ServiceColumn.OTHER_IDLE_S
+    if protocol == TCP:
+        column = ServiceColumn.TCP_IDLE_S
+    elif protocol == UDP:
+        column = ServiceColumn.UDP_IDLE_S
+    idle_s: int = work.snapshot.services[service][column]
+    return idle_s
+
+
+@compiled
+def _count_to_backend(work: Work, backend: int, header: Header) -> None:
+    row = work.backends_counted[backend]
+    row[BackendCounter.TO_BACKEND_PACKETS] += _ONE
+    row[BackendCounter.TO_BACKEND_BYTES] += np.uint64(header.end - header.start)
+
+
+@compiled
+def _count_to_client(work: Work, backend: int, header: Header) -> None:
+    row = work.backends_counted[backend]
+    row[BackendCounter.TO_CLIENT_PACKETS] += _ONE
+    row[BackendCounter.TO_CLIENT_BYTES] += np.uint64(header.end - header.start)
+
+
+@compiled
+def _count_flow(work: Work, backend: int, before: int) -> None:
+    """Count a flow that a backend got, from the backend `before` unless that is no backend."""
+    row = work.backends_counted[backend]
+    row[BackendCounter.NEW_FLOWS] += _ONE
+    work.active[work.worker, backend] += 1
+    if 0 <= before < MAX_BACKENDS:
+        work.active[work.worker, before] -= 1
+
+
+@compiled
+def _count_evicted(work: Work, value: int) -> None:
+    """Count a flow with this value that gave way; none did if it is negative."""
+    if value >= 0:
+        work.table_counted[FlowTableCounter.EVICTIONS] += _ONE
+        if value < MAX_BACKENDS:
+            work.active[work.worker, value] -= 1

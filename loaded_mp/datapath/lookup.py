@@ -1,50 +1,67 @@
-"""Finding things in a snapshot: the service of a VIP's packet, the backends of a host address."""
+"""Finding things: services of VIPs and backends of addresses in a snapshot, a flow's ends in a packet."""
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.compiled import Bytes, compiled
-from loaded_mp.memory.snapshot import (
-    LISTENER_FIRST_PORT,
-    LISTENER_LAST_PORT,
-    LISTENER_PROTOCOL,
-    LISTENER_SERVICE,
-    Snapshot,
-)
-
-_MAPPED = np.uint64(0xFFFF << 32)
-_EIGHT = np.uint64(8)
-_ZERO = np.uint64(0)
+from loaded_mp.memory.snapshot import ListenerColumn, Snapshot
+from loaded_mp.packet.address import Address128, destination_at, read_address, source_at
+from loaded_mp.packet.checksum import read16
+from loaded_mp.packet.header import KIND_PORTS, KIND_QUERY, Header
 
 #: Stands for "the packet has no port": matches the listeners of any port.
 NO_PORT = -1
 
 
-@compiled
-def _read(packet: Bytes, at: int, length: int) -> np.uint64:
-    value = _ZERO
-    for i in range(at, at + length):
-        value = value << _EIGHT | np.uint64(packet[i])
-    return value
+class Ends(NamedTuple):
+    """Both ends of what a packet belongs to, whichever way the packet goes."""
+
+    protocol: int
+    client: Address128
+    client_port: int  #: 0 where the protocol has none; an echo's identifier stands for both ports
+    server: Address128  #: the VIP or the backend
+    service_port: int
 
 
 @compiled
-def read_address(packet: Bytes, at: int, version: int) -> tuple[np.uint64, np.uint64]:
-    """The address at offset `at` as a snapshot holds it: two halves, IPv4 as IPv4-mapped."""
-    if version == 4:
-        return _ZERO, _MAPPED | _read(packet, at, 4)
-    return _read(packet, at, 8), _read(packet, at + 8, 8)
+def ends_of(packet: Bytes, header: Header, from_client: bool) -> Ends:
+    """The ends of a packet that a client sends (`from_client`) or gets."""
+    source = read_address(packet, source_at(header.version, header.start), header.version)
+    destination = read_address(packet, destination_at(header.version, header.start), header.version)
+    source_port = destination_port = 0
+    if header.kind == KIND_PORTS:  # RFC 9293, 3.1; RFC 768
+        source_port, destination_port = read16(packet, header.upper), read16(packet, header.upper + 2)
+    elif header.kind == KIND_QUERY:
+        source_port = destination_port = read16(packet, header.upper + 4)
+    if from_client:
+        return Ends(header.protocol, source, source_port, destination, destination_port)
+    return Ends(header.protocol, destination, destination_port, source, source_port)
 
 
 @compiled
-def _row_of(addresses: npt.NDArray[np.uint64], rows: int, high: np.uint64, low: np.uint64) -> int:
+def vip_row(snapshot: Snapshot, address: Address128) -> int:
+    """The row of `vips` that holds an address, or -1."""
+    return _row_of(snapshot.vips, snapshot.sizes[0], address)
+
+
+@compiled
+def address_row(snapshot: Snapshot, address: Address128) -> int:
+    """The row of `addresses` that holds a backend's address, or -1."""
+    return _row_of(snapshot.addresses, snapshot.sizes[1], address)
+
+
+@compiled
+def _row_of(addresses: npt.NDArray[np.uint64], rows: int, address: Address128) -> int:
     """The row of an address among the first `rows` of uint64[n, 2], which ascend; -1 if it is not there."""
     first, last = 0, rows - 1
     while first <= last:
         middle = (first + last) // 2
-        if addresses[middle, 0] == high and addresses[middle, 1] == low:
+        high, low = addresses[middle, 0], addresses[middle, 1]
+        if high == address.high and low == address.low:
             return middle
-        if addresses[middle, 0] < high or (addresses[middle, 0] == high and addresses[middle, 1] < low):
+        if high < address.high or (high == address.high and low < address.low):
             first = middle + 1
         else:
             last = middle - 1
@@ -52,46 +69,26 @@ def _row_of(addresses: npt.NDArray[np.uint64], rows: int, high: np.uint64, low: 
 
 
 @compiled
-def vip_row(snapshot: Snapshot, high: np.uint64, low: np.uint64) -> int:
-    """The row of `vips` that holds an address, or -1."""
-    return _row_of(snapshot.vips, int(snapshot.sizes[0]), high, low)
-
-
-@compiled
-def host_row(snapshot: Snapshot, high: np.uint64, low: np.uint64) -> int:
-    """The row of `hosts` that holds a backend's address, or -1."""
-    return _row_of(snapshot.hosts, int(snapshot.sizes[1]), high, low)
-
-
-@compiled
 def service_of(snapshot: Snapshot, vip: int, protocol: int, port: int) -> int:
     """The service id of a packet for (row) `vip`, or -1. The first listener that fits counts."""
-    first = int(np.int64(snapshot.vip_listeners[vip, 0]))
-    for row in range(first, first + int(np.int64(snapshot.vip_listeners[vip, 1]))):
-        wanted = snapshot.listeners[row, LISTENER_PROTOCOL]
-        if wanted not in (0, protocol):
+    first = snapshot.vip_listeners[vip, 0]
+    for row in range(first, first + snapshot.vip_listeners[vip, 1]):
+        listener = snapshot.listeners[row]
+        if listener[ListenerColumn.PROTOCOL] not in (0, protocol):
             continue
-        low = snapshot.listeners[row, LISTENER_FIRST_PORT]
-        if port == NO_PORT or low <= port <= snapshot.listeners[row, LISTENER_LAST_PORT]:
-            return int(np.int64(snapshot.listeners[row, LISTENER_SERVICE]))
+        fits = listener[ListenerColumn.FIRST_PORT] <= port <= listener[ListenerColumn.LAST_PORT]
+        if port == NO_PORT or fits:
+            service: int = listener[ListenerColumn.SERVICE]
+            return service
     return -1
 
 
 @compiled
-def member_of(snapshot: Snapshot, host: int, service: int) -> int:
-    """The backend id that (row) `host` has in a service, or -1."""
-    first = int(np.int64(snapshot.host_backends[host, 0]))
-    for row in range(first, first + int(np.int64(snapshot.host_backends[host, 1]))):
-        backend = int(np.int64(snapshot.members[row]))
+def member_of(snapshot: Snapshot, row: int, service: int) -> int:
+    """The backend id that the address in (row) `row` has in a service, or -1."""
+    first = snapshot.address_members[row, 0]
+    for at in range(first, first + snapshot.address_members[row, 1]):
+        backend: int = snapshot.members[at]
         if snapshot.backend_services[backend] == service:
             return backend
     return -1
-
-
-@compiled
-def ports(packet: Bytes, at: int) -> tuple[int, int]:
-    """Source and destination port at offset `at` (RFC 9293, 3.1; RFC 768)."""
-    return (
-        int(np.int64(packet[at])) << 8 | int(np.int64(packet[at + 1])),
-        int(np.int64(packet[at + 2])) << 8 | int(np.int64(packet[at + 3])),
-    )

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loaded_mp.compiled import Bytes, compiled
+from loaded_mp.compiled import Bytes, compiled, signed
 from loaded_mp.packet.checksum import read16
+from loaded_mp.packet.reasons import Reason
 
-Halves = npt.NDArray[np.uint16]
+Shorts = npt.NDArray[np.uint16]
 
 _MESSAGE_HEADER = 20  # struct nlmsghdr and struct nfgenmsg
 _NLM_F_REQUEST = 1
@@ -43,26 +44,35 @@ class Queued(NamedTuple):
     checksum_ready: bool  #: False: the transport checksum is only the pseudo-header's sum
 
 
+class Decision(NamedTuple):
+    """What is to be done with a packet."""
+
+    verdict: int  #: an NF_*
+    changed: bool  #: the packet was changed in place
+    mark: int  #: for the packet; 0: none
+    reason: Reason
+
+
 @compiled
-def read_message(buffer: Bytes, halves: Halves, at: int, length: int) -> Queued:
+def read_message(buffer: Bytes, shorts: Shorts, at: int, length: int) -> Queued:
     """The packet in the netlink message of `length` bytes at offset `at` (a multiple of 4).
 
-    `halves` is the same memory as uint16[], for numbers in the byte order of the machine.
+    `shorts` is the same memory as uint16[], for numbers in the byte order of the machine.
     """
     packet_id = hook = start = end = 0
     cut = False
     ready = True
     stop = at + length
-    if length >= _MESSAGE_HEADER and halves[at // 2 + 2] == _SUBSYSTEM_QUEUE | _NFQNL_MSG_PACKET:
+    if length >= _MESSAGE_HEADER and shorts[at // 2 + 2] == _SUBSYSTEM_QUEUE | _NFQNL_MSG_PACKET:
         at += _MESSAGE_HEADER
         while at + 4 <= stop:
-            size = int(np.int64(halves[at // 2]))
-            kind = int(np.int64(halves[at // 2 + 1])) & _TYPE_MASK
+            size = signed(shorts[at // 2])
+            kind = signed(shorts[at // 2 + 1]) & _TYPE_MASK
             if size < 4 or at + size > stop:
                 break
             if kind == _NFQA_PACKET_HDR and size >= 11:
                 packet_id = read16(buffer, at + 4) << 16 | read16(buffer, at + 6)
-                hook = int(np.int64(buffer[at + 10]))
+                hook = signed(buffer[at + 10])
             elif kind == _NFQA_CAP_LEN:
                 cut = True
             elif kind == _NFQA_SKB_INFO and size >= 8:
@@ -74,21 +84,21 @@ def read_message(buffer: Bytes, halves: Halves, at: int, length: int) -> Queued:
 
 
 @compiled
-def _write_header(halves: Halves, at: int, length: int, kind: int, queue: int) -> None:
+def _write_header(shorts: Shorts, at: int, length: int, kind: int, queue: int) -> None:
     first = at // 2
-    halves[first] = np.uint16(length & 0xFFFF)
-    halves[first + 1] = np.uint16(length >> 16)
-    halves[first + 2] = np.uint16(_SUBSYSTEM_QUEUE | kind)
-    halves[first + 3] = np.uint16(_NLM_F_REQUEST)
-    halves[first + 4 : first + 9] = np.uint16(0)
-    halves[first + 9] = np.uint16((queue & 0xFF) << 8 | queue >> 8)
+    shorts[first] = np.uint16(length & 0xFFFF)
+    shorts[first + 1] = np.uint16(length >> 16)
+    shorts[first + 2] = np.uint16(_SUBSYSTEM_QUEUE | kind)
+    shorts[first + 3] = np.uint16(_NLM_F_REQUEST)
+    shorts[first + 4 : first + 9] = np.uint16(0)
+    shorts[first + 9] = np.uint16((queue & 0xFF) << 8 | queue >> 8)
 
 
 @compiled
-def _write_verdict_header(buffer: Bytes, halves: Halves, at: int, verdict: int, packet_id: int) -> None:
+def _write_verdict_header(buffer: Bytes, shorts: Shorts, at: int, verdict: int, packet_id: int) -> None:
     """struct nfqnl_msg_verdict_hdr as an attribute, 12 bytes."""
-    halves[at // 2] = np.uint16(12)
-    halves[at // 2 + 1] = np.uint16(_NFQA_VERDICT_HDR)
+    shorts[at // 2] = np.uint16(12)
+    shorts[at // 2 + 1] = np.uint16(_NFQA_VERDICT_HDR)
     buffer[at + 4 : at + 7] = np.uint8(0)
     buffer[at + 7] = np.uint8(verdict)
     for i in range(4):
@@ -96,40 +106,38 @@ def _write_verdict_header(buffer: Bytes, halves: Halves, at: int, verdict: int, 
 
 
 @compiled
-def write_verdict(
-    buffer: Bytes, halves: Halves, queued: Queued, queue: int, verdict: int, changed: bool, mark: int
-) -> int:
-    """Put the verdict into the bytes before the packet, which becomes its payload if `changed`.
+def write_verdict(buffer: Bytes, shorts: Shorts, queued: Queued, queue: int, decision: Decision) -> int:
+    """Put the verdict into the bytes before the packet, which becomes its payload if it was changed.
 
-    Otherwise the packet stays as it is and gets `mark`, unless that is 0; its first bytes here may be
+    Otherwise the packet stays as it is and gets the mark, if there is one; its first bytes here may be
     overwritten. The verdict begins at queued.start - VERDICT_HEADER; returns its length in bytes.
     """
     at = queued.start - VERDICT_HEADER
     length = VERDICT_HEADER - 4
-    if changed:
+    if decision.changed:
         length += 4 + queued.end - queued.start
-    elif mark:
+    elif decision.mark:
         length += 8
-    _write_header(halves, at, length, _NFQNL_MSG_VERDICT, queue)
-    _write_verdict_header(buffer, halves, at + _MESSAGE_HEADER, verdict, queued.packet_id)
-    half = (queued.start - 4) // 2
-    if changed:
-        halves[half] = np.uint16(4 + queued.end - queued.start)
-        halves[half + 1] = np.uint16(_NFQA_PAYLOAD)
-    elif mark:
-        halves[half] = np.uint16(8)
-        halves[half + 1] = np.uint16(_NFQA_MARK)
+    _write_header(shorts, at, length, _NFQNL_MSG_VERDICT, queue)
+    _write_verdict_header(buffer, shorts, at + _MESSAGE_HEADER, decision.verdict, queued.packet_id)
+    short = (queued.start - 4) // 2
+    if decision.changed:
+        shorts[short] = np.uint16(4 + queued.end - queued.start)
+        shorts[short + 1] = np.uint16(_NFQA_PAYLOAD)
+    elif decision.mark:
+        shorts[short] = np.uint16(8)
+        shorts[short + 1] = np.uint16(_NFQA_MARK)
         for i in range(4):
-            buffer[queued.start + i] = np.uint8(mark >> (24 - 8 * i) & 0xFF)
+            buffer[queued.start + i] = np.uint8(decision.mark >> (24 - 8 * i) & 0xFF)
     return length
 
 
 @compiled
 def write_batch_verdict(
-    buffer: Bytes, halves: Halves, at: int, queue: int, verdict: int, last_id: int
+    buffer: Bytes, shorts: Shorts, at: int, queue: int, verdict: int, last_id: int
 ) -> int:
     """Put a verdict on every waiting packet up to `last_id` at offset `at`; returns its length in bytes."""
     length = VERDICT_HEADER - 4
-    _write_header(halves, at, length, _NFQNL_MSG_VERDICT_BATCH, queue)
-    _write_verdict_header(buffer, halves, at + _MESSAGE_HEADER, verdict, last_id)
+    _write_header(shorts, at, length, _NFQNL_MSG_VERDICT_BATCH, queue)
+    _write_verdict_header(buffer, shorts, at + _MESSAGE_HEADER, verdict, last_id)
     return length

@@ -14,8 +14,9 @@ backend). A bucket is eight words, one cache line. The rules:
 4. An entry is removed only after its deadline. Whoever uses an entry shortly before or after its deadline
    changes the tag as well, so that the removal fails.
 
-Deadlines and addresses lie in arrays beside the words. They are hints: a deadline may be set by a process
-that then loses; an address is for people to read and may belong to a flow that was there before.
+Deadlines and keys lie in arrays beside the words. A deadline is a hint: it may be set by a process that then
+loses. A key is written after its word, and so may be that of a flow that was there before; whoever reads one
+asks `flow_at`, which believes it only if its hash is the one in the word.
 """
 
 from typing import NamedTuple
@@ -23,9 +24,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loaded_mp.compiled import compiled
+from loaded_mp.compiled import compiled, signed
 from loaded_mp.flows.atomics import Words, cas, load
-from loaded_mp.flows.siphash import siphash
+from loaded_mp.flows.flow import Flow, flow_of
+from loaded_mp.packet.address import Address128
 
 #: Words in a bucket: one cache line.
 WAYS = 8
@@ -49,7 +51,7 @@ class FlowTable(NamedTuple):
 
     words: Words  #: uint64[n], native byte order
     deadlines_s: npt.NDArray[np.uint32]  #: uint32[n], seconds on the caller's clock
-    addresses: Words  #: uint64[n, 2], the source address as two big-endian halves read as numbers
+    keys: Words  #: uint64[n, 3], scope and both halves of the address of each flow
     secret: Words  #: uint64[2], the key of the hash
 
 
@@ -64,41 +66,18 @@ def new_table(flows: int, secret: Words) -> FlowTable:
     """An empty table in this process's own memory, with room for `flows` flows."""
     entries = buckets_for(flows) * WAYS
     return FlowTable(
-        np.zeros(entries, np.uint64), np.zeros(entries, np.uint32), np.zeros((entries, 2), np.uint64), secret
+        np.zeros(entries, np.uint64), np.zeros(entries, np.uint32), np.zeros((entries, 3), np.uint64), secret
     )
-
-
-@compiled
-def flow_hash(table: FlowTable, scope: int, high: np.uint64, low: np.uint64) -> np.uint64:
-    """The hash by which every other function here knows a flow: of its scope (a service) and address."""
-    return siphash(table.secret, np.uint64(scope), high, low)
 
 
 @compiled
 def value_of(word: np.uint64) -> int:
     """The value in a word."""
-    return int(np.int64(word & _VALUE_MASK))
+    return signed(word & _VALUE_MASK)
 
 
 @compiled
-def _fingerprint(flow: np.uint64) -> np.uint64:
-    fingerprint = flow >> _FINGERPRINT_SHIFT
-    return fingerprint if fingerprint != _ZERO else _ONE
-
-
-@compiled
-def _first_entry(table: FlowTable, flow: np.uint64) -> int:
-    buckets = table.words.size // WAYS
-    return int(np.int64(flow & np.uint64(buckets - 1))) * WAYS
-
-
-@compiled
-def _next_tag(word: np.uint64) -> np.uint64:
-    return (word + _TAG_STEP) & _TAG_MASK
-
-
-@compiled
-def find(table: FlowTable, flow: np.uint64) -> tuple[int, np.uint64]:
+def find(table: FlowTable, flow: Flow) -> tuple[int, np.uint64]:
     """The entry of `flow` and its word, or (-1, 0)."""
     first, fingerprint = _first_entry(table, flow), _fingerprint(flow)
     for entry in range(first, first + WAYS):
@@ -114,7 +93,7 @@ def touch(table: FlowTable, entry: int, word: np.uint64, now_s: int, deadline_s:
 
     False if it was removed or changed meanwhile: then look again.
     """
-    old_s = int(np.int64(table.deadlines_s[entry]))
+    old_s = signed(table.deadlines_s[entry])
     if deadline_s > old_s:
         table.deadlines_s[entry] = np.uint32(deadline_s)
     if old_s > now_s + GUARD_S:
@@ -127,6 +106,40 @@ def replace(table: FlowTable, entry: int, word: np.uint64, value: int) -> bool:
     """Give a found entry another value. False if somebody was faster: then look again."""
     changed = (word & ~_TAG_MASK & ~_VALUE_MASK) | _next_tag(word) | np.uint64(value)
     return cas(table.words, entry, word, changed)
+
+
+@compiled
+def insert(table: FlowTable, flow: Flow, value: int, deadline_s: int) -> tuple[int, int]:
+    """Enter `flow` with `value`, unless another process was faster.
+
+    Returns the value that holds now, and that of another flow which had to give way, or -1.
+    """
+    first, fingerprint = _first_entry(table, flow), _fingerprint(flow)
+    evicted = -1
+    while True:  # a failed compare-and-swap means that another process got on: somebody always does
+        head = load(table.words, first)
+        entry, word = find(table, flow)
+        if entry >= 0:
+            return value_of(word), evicted
+        if head >> _FINGERPRINT_SHIFT != _ZERO:
+            place = _place_for_head(table, first, head)
+            there = load(table.words, place)
+            table.deadlines_s[place] = table.deadlines_s[first]
+            for i in range(3):
+                table.keys[place, i] = table.keys[first, i]
+            moved = (head & ~_TAG_MASK) | _next_tag(there)
+            if not cas(table.words, place, there, moved):
+                continue
+            if there >> _FINGERPRINT_SHIFT not in (_ZERO, head >> _FINGERPRINT_SHIFT):
+                evicted = value_of(there)
+        if deadline_s > signed(table.deadlines_s[first]):
+            table.deadlines_s[first] = np.uint32(deadline_s)
+        new = fingerprint << _FINGERPRINT_SHIFT | _next_tag(head) | np.uint64(value)
+        if cas(table.words, first, head, new):
+            table.keys[first, 0] = flow.scope
+            table.keys[first, 1] = flow.address.high
+            table.keys[first, 2] = flow.address.low
+            return value, evicted
 
 
 @compiled
@@ -150,68 +163,68 @@ def _place_for_head(table: FlowTable, first: int, head: np.uint64) -> int:
 
 
 @compiled
-def insert(
-    table: FlowTable, flow: np.uint64, value: int, deadline_s: int, high: np.uint64, low: np.uint64
-) -> tuple[int, bool]:
-    """Enter `flow` with `value`, unless another process was faster.
-
-    Returns the value that holds now and whether another flow had to give way.
-    """
-    first, fingerprint = _first_entry(table, flow), _fingerprint(flow)
-    evicted = False
-    while True:  # a failed compare-and-swap means that another process got on: somebody always does
-        head = load(table.words, first)
-        entry, word = find(table, flow)
-        if entry >= 0:
-            return value_of(word), evicted
-        if head >> _FINGERPRINT_SHIFT != _ZERO:
-            place = _place_for_head(table, first, head)
-            there = load(table.words, place)
-            table.deadlines_s[place] = table.deadlines_s[first]
-            table.addresses[place, 0] = table.addresses[first, 0]
-            table.addresses[place, 1] = table.addresses[first, 1]
-            moved = (head & ~_TAG_MASK) | _next_tag(there)
-            if not cas(table.words, place, there, moved):
-                continue
-            old = there >> _FINGERPRINT_SHIFT
-            evicted = evicted or (old not in (_ZERO, head >> _FINGERPRINT_SHIFT))
-        if deadline_s > int(np.int64(table.deadlines_s[first])):
-            table.deadlines_s[first] = np.uint32(deadline_s)
-        new = fingerprint << _FINGERPRINT_SHIFT | _next_tag(head) | np.uint64(value)
-        if cas(table.words, first, head, new):
-            table.addresses[first, 0] = high
-            table.addresses[first, 1] = low
-            return value, evicted
+def flow_at(table: FlowTable, entry: int, word: np.uint64) -> tuple[bool, Flow]:
+    """The flow of an entry with this word, and whether that is true: its key may be written only later."""
+    address = Address128(table.keys[entry, 1], table.keys[entry, 2])
+    flow = flow_of(table.secret, table.keys[entry, 0], address)
+    here = _fingerprint(flow) == word >> _FINGERPRINT_SHIFT and (
+        _first_entry(table, flow) == entry - entry % WAYS
+    )
+    return here, flow
 
 
 @compiled
-def expire(
-    table: FlowTable, start: int, stop: int, now_s: int, counts: npt.NDArray[np.int64]
-) -> tuple[int, int]:
-    """Remove the entries in start:stop whose deadline has passed. Returns (removed, still there).
+def expire(table: FlowTable, start: int, stop: int, now_s: int, removed: npt.NDArray[np.int64]) -> int:
+    """Remove the entries in start:stop whose deadline has passed. Returns how many.
 
-    Those still there are added to `counts` (int64[MAX_VALUE + 1]) by their value.
+    They are added to `removed` (int64[MAX_VALUE + 1]) by their value.
     """
-    removed = 0
+    total = 0
+    for entry in range(start, stop):
+        word = load(table.words, entry)
+        if word >> _FINGERPRINT_SHIFT == _ZERO or signed(table.deadlines_s[entry]) >= now_s:
+            continue
+        if cas(table.words, entry, word, _next_tag(word)):
+            removed[value_of(word)] += 1
+            total += 1
+    return total
+
+
+@compiled
+def count(table: FlowTable, start: int, stop: int, counts: npt.NDArray[np.int64]) -> int:
+    """Add the entries in start:stop to `counts` (int64[MAX_VALUE + 1]) by their value. Returns how many."""
     used = 0
     for entry in range(start, stop):
         word = load(table.words, entry)
-        if word >> _FINGERPRINT_SHIFT == _ZERO:
-            continue
-        if int(np.int64(table.deadlines_s[entry])) < now_s and cas(table.words, entry, word, _next_tag(word)):
-            removed += 1
-        else:
-            used += 1
+        if word >> _FINGERPRINT_SHIFT != _ZERO:
             counts[value_of(word)] += 1
-    return removed, used
+            used += 1
+    return used
 
 
 @compiled
-def forget(table: FlowTable, start: int, stop: int, value: int) -> int:
-    """Remove the entries in start:stop that hold `value`. Returns how many."""
+def forget(table: FlowTable, start: int, stop: int, forgotten: npt.NDArray[np.bool_]) -> int:
+    """Remove the entries in start:stop whose value `forgotten` (bool[MAX_VALUE + 1]) names; how many."""
     removed = 0
     for entry in range(start, stop):
         word = load(table.words, entry)
-        if word >> _FINGERPRINT_SHIFT != _ZERO and value_of(word) == value:
+        if word >> _FINGERPRINT_SHIFT != _ZERO and forgotten[value_of(word)]:
             removed += cas(table.words, entry, word, _next_tag(word))
     return removed
+
+
+@compiled
+def _fingerprint(flow: Flow) -> np.uint64:
+    fingerprint = flow.hash >> _FINGERPRINT_SHIFT
+    return fingerprint if fingerprint != _ZERO else _ONE
+
+
+@compiled
+def _first_entry(table: FlowTable, flow: Flow) -> int:
+    buckets = table.words.size // WAYS
+    return signed(flow.hash & np.uint64(buckets - 1)) * WAYS
+
+
+@compiled
+def _next_tag(word: np.uint64) -> np.uint64:
+    return (word + _TAG_STEP) & _TAG_MASK

@@ -1,13 +1,20 @@
 """Everything that workers and supervisor share, in one segment."""
 
 import secrets
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.flows.table import WAYS, FlowTable, buckets_for
-from loaded_mp.memory.segment import Field, new_segment, size_of
+from loaded_mp.memory.counters import (
+    BackendCounter,
+    FlowTableCounter,
+    WorkerCounter,
+    columns,
+)
+from loaded_mp.memory.segment import Field, Segment, new_segment, size_of
 from loaded_mp.memory.snapshot import (
     MAX_BACKENDS,
     MAX_SERVICES,
@@ -17,45 +24,39 @@ from loaded_mp.memory.snapshot import (
 )
 from loaded_mp.packet.reasons import Reason
 
-# Columns of `SharedMemory.workers`: one cache line for each worker.
-(HEARTBEAT_MS, GENERATION, LAST_READ_ID, PACKETS, BATCHES, OVERRUNS, EVICTIONS, UNSENT) = range(8)
-_WORKER_COLUMNS = 8
-# Columns of `SharedMemory.traffic`.
-TO_BACKEND_PACKETS, TO_BACKEND_BYTES, TO_CLIENT_PACKETS, TO_CLIENT_BYTES, NEW_FLOWS = range(5)
-_TRAFFIC_COLUMNS = 5
-#: Reasons, rounded up so that no two workers write into one cache line.
-_REASON_COLUMNS = -(-len(Reason) // 8) * 8
-
 Counters = npt.NDArray[np.uint64]
 
 
+class Stamp(IntEnum):
+    """Columns of `SharedMemory.stamps`: where a worker is."""
+
+    HEARTBEAT_MS = 0  #: CLOCK_MONOTONIC
+    GENERATION = 1  #: of the snapshot that it reads
+    LAST_READ_ID = 2  #: the last packet that it read
+
+
 class SharedMemory(NamedTuple):
-    """Counters are uint64, rise only, and each row is written by one worker."""
+    """Each row of `stamps` and of what is counted is written by one worker and has cache lines of its own."""
 
     table: FlowTable
     snapshots: tuple[Snapshot, Snapshot]
-    generation: Counters  #: [1], written by the supervisor; snapshots[generation & 1] holds
-    cursors: Counters  #: [MAX_SERVICES], the next slot of each service, shared by all workers
-    workers: Counters  #: [workers, 8], see HEARTBEAT_MS...
-    traffic: Counters  #: [workers, MAX_BACKENDS, 5], see TO_BACKEND_PACKETS...
-    reasons: Counters  #: [workers, n >= len(Reason)], packets by Reason
+    generation: Counters  #: uint64[1], written by the supervisor; snapshots[generation & 1] holds
+    cursors: Counters  #: uint64[MAX_SERVICES], the next slot of each service, all workers'
+    stamps: Counters  #: uint64[workers, n >= len(Stamp)]
+    workers: Counters  #: uint64[workers, n >= len(WorkerCounter)]
+    flow_table: Counters  #: uint64[workers, n >= len(FlowTableCounter)]
+    backends: Counters  #: uint64[workers, MAX_BACKENDS, n >= len(BackendCounter)]
+    reasons: Counters  #: uint64[workers, n >= len(Reason)], packets
+    active: npt.NDArray[
+        np.int64
+    ]  #: [workers + 1, MAX_BACKENDS], whose sum is open flows; last row: the sweep's
 
 
-def _fields(flows: int, workers: int) -> list[Field]:
-    entries = buckets_for(flows) * WAYS
-    return [
-        Field("words", np.uint64, (entries,)),
-        Field("deadlines_s", np.uint32, (entries,)),
-        Field("addresses", np.uint64, (entries, 2)),
-        Field("secret", np.uint64, (2,)),
-        Field("generation", np.uint64, (1,)),
-        Field("cursors", np.uint64, (MAX_SERVICES,)),
-        Field("workers", np.uint64, (workers, _WORKER_COLUMNS)),
-        Field("traffic", np.uint64, (workers, MAX_BACKENDS, _TRAFFIC_COLUMNS)),
-        Field("reasons", np.uint64, (workers, _REASON_COLUMNS)),
-        *snapshot_fields("even_"),
-        *snapshot_fields("odd_"),
-    ]
+def new_shared_memory(flows: int, workers: int) -> SharedMemory:
+    """Fresh shared memory with room for `flows` flows. Raises OSError (ENOMEM)."""
+    memory = shared_memory_in(new_segment(_fields(flows, workers)))
+    memory.table.secret[:] = (secrets.randbits(64), secrets.randbits(64))
+    return memory
 
 
 def memory_bytes(flows: int, workers: int) -> int:
@@ -63,17 +64,42 @@ def memory_bytes(flows: int, workers: int) -> int:
     return size_of(_fields(flows, workers))
 
 
-def new_shared_memory(flows: int, workers: int) -> SharedMemory:
-    """Fresh shared memory with room for `flows` flows. Raises OSError (ENOMEM)."""
-    arrays = new_segment(_fields(flows, workers))
-    arrays["secret"][:] = (secrets.randbits(64), secrets.randbits(64))
-    table = FlowTable(arrays["words"], arrays["deadlines_s"], arrays["addresses"], arrays["secret"])
+def shared_memory_in(segment: Segment) -> SharedMemory:
+    """The shared memory that a segment holds."""
+    arrays = segment.arrays
     return SharedMemory(
-        table,
+        FlowTable(arrays["words"], arrays["deadlines_s"], arrays["keys"], arrays["secret"]),
         (snapshot_from(arrays, "even_"), snapshot_from(arrays, "odd_")),
         arrays["generation"],
         arrays["cursors"],
+        arrays["stamps"],
         arrays["workers"],
-        arrays["traffic"],
+        arrays["flow_table"],
+        arrays["backends"],
         arrays["reasons"],
+        arrays["active"],
     )
+
+
+def _fields(flows: int, workers: int) -> list[Field]:
+    entries = buckets_for(flows) * WAYS
+
+    def counted(name: str, counters: type[IntEnum], *rows: int) -> Field:
+        return Field(name, np.uint64, (workers, *rows, columns(counters)), tuple(counters.__members__))
+
+    return [
+        Field("words", np.uint64, (entries,)),
+        Field("deadlines_s", np.uint32, (entries,)),
+        Field("keys", np.uint64, (entries, 3)),
+        Field("secret", np.uint64, (2,)),
+        Field("generation", np.uint64, (1,)),
+        Field("cursors", np.uint64, (MAX_SERVICES,)),
+        counted("stamps", Stamp),
+        counted("workers", WorkerCounter),
+        counted("flow_table", FlowTableCounter),
+        counted("backends", BackendCounter, MAX_BACKENDS),
+        counted("reasons", Reason),
+        Field("active", np.int64, (workers + 1, MAX_BACKENDS)),
+        *snapshot_fields("even_"),
+        *snapshot_fields("odd_"),
+    ]

@@ -6,13 +6,13 @@ network byte order.
 
 import numpy as np
 
-from loaded_mp.compiled import Bytes, compiled
+from loaded_mp.compiled import Bytes, compiled, signed
 
 
 @compiled
 def read16(packet: Bytes, at: int) -> int:
     """The 16-bit number in network byte order at offset `at`."""
-    return int(np.int64(packet[at])) << 8 | int(np.int64(packet[at + 1]))
+    return signed(packet[at]) << 8 | signed(packet[at + 1])
 
 
 @compiled
@@ -41,7 +41,7 @@ def sum_words(packet: Bytes, start: int, end: int) -> int:
     words = packet[start : start + (end - start) // 4 * 4].view(np.uint32)
     wide = 0
     for word in words:
-        wide += int(np.int64(word))
+        wide += signed(word)
     folded = fold(wide)
     total = (folded & 0xFF) << 8 | folded >> 8
     at = start + (end - start) // 4 * 4
@@ -49,7 +49,7 @@ def sum_words(packet: Bytes, start: int, end: int) -> int:
         total += read16(packet, at)
         at += 2
     if at < end:
-        total += int(np.int64(packet[at])) << 8
+        total += signed(packet[at]) << 8
     return total
 
 

@@ -7,33 +7,31 @@ import multiprocessing
 import sys
 
 from loaded_mp.compiled import compiled
-from loaded_mp.datapath.loop import Batch, new_batch, next_batch
-from loaded_mp.datapath.messages import NF_ACCEPT, VERDICT_HEADER, read_message, write_verdict
+from loaded_mp.datapath.loop import Batch, message, new_batch, next_batch, put_out, send_out
+from loaded_mp.datapath.messages import NF_ACCEPT, VERDICT_HEADER, Decision, write_verdict
 from loaded_mp.datapath.queue import Queue
 from loaded_mp.datapath.slices import ask_for_short_slices
-from loaded_mp.datapath.system import now_us, send
+from loaded_mp.datapath.system import now_us
+from loaded_mp.packet.reasons import Reason
 
 _QUEUE_LENGTH = 65_536
 
 
 @compiled
-def _accept(descriptor: int, queue: int, batch: Batch) -> None:
-    address = batch.buffer.ctypes.data
+def _accept(batch: Batch) -> None:
     while True:
-        count = next_batch(descriptor, batch, now_us(batch.clock))
+        count = next_batch(batch, now_us(batch.clock))
         verdicts = 0
         for i in range(count):
-            at = batch.vectors_in[i, 0] - address
-            queued = read_message(batch.buffer, batch.halves, at, batch.messages[i, 7] & 0xFFFFFFFF)
+            queued = message(batch, i)
             if queued.packet_id == 0:
                 continue
-            length = write_verdict(batch.buffer, batch.halves, queued, queue, NF_ACCEPT, False, 0)
-            batch.vectors_out[verdicts, 0] = address + queued.start - VERDICT_HEADER
-            batch.vectors_out[verdicts, 1] = length
+            decision = Decision(NF_ACCEPT, False, 0, Reason.OK)
+            length = write_verdict(batch.buffer, batch.shorts, queued, batch.queue, decision)
+            put_out(batch, verdicts, queued.start - VERDICT_HEADER, length)
             verdicts += 1
         if verdicts:
-            batch.message_out[3] = verdicts
-            send(descriptor, batch.message_out)
+            send_out(batch, 0, verdicts)
 
 
 def main(queues: int) -> None:
@@ -42,9 +40,8 @@ def main(queues: int) -> None:
     opened = [Queue(number, _QUEUE_LENGTH) for number in range(queues)]
     context = multiprocessing.get_context("fork")
     for queue in opened:
-        context.Process(
-            target=_accept, args=(queue.descriptor, queue.number, new_batch()), daemon=True
-        ).start()
+        batch = new_batch(queue.descriptor, queue.number)
+        context.Process(target=_accept, args=(batch,), daemon=True).start()
     for process in multiprocessing.active_children():
         process.join()
 

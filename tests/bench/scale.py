@@ -5,6 +5,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,13 +17,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from loaded_mp.compiled import Bytes, compiled
 from loaded_mp.config.model import Config
-from loaded_mp.datapath.balance import Shared, to_backend
+from loaded_mp.datapath.balance import decide
+from loaded_mp.datapath.messages import HOOK_PREROUTING, Queued
 from loaded_mp.datapath.system import Longs, now_us
+from loaded_mp.datapath.work import work_of
 from loaded_mp.flows.atomics import Words
-from loaded_mp.flows.table import MAX_VALUE, WAYS, FlowTable, expire, find, flow_hash, forget, insert, touch
-from loaded_mp.memory.shared import EVICTIONS, SharedMemory, memory_bytes, new_shared_memory
-from loaded_mp.memory.snapshot import Snapshot
-from loaded_mp.packet.header import parse
+from loaded_mp.flows.flow import Flow, flow_of
+from loaded_mp.flows.table import MAX_VALUE, WAYS, FlowTable, expire, find, forget, insert, touch
+from loaded_mp.memory.shared import SharedMemory, memory_bytes, new_shared_memory
+from loaded_mp.packet.address import Address128
+from loaded_mp.packet.reasons import Reason
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.sweep import PIECE
 
@@ -34,34 +38,38 @@ _PACKET = 28
 
 
 @compiled
+def _flow(table: FlowTable, source: np.uint64) -> Flow:
+    return flow_of(table.secret, np.uint64(0), Address128(np.uint64(0), source))
+
+
+@compiled
 def _fill(table: FlowTable, flows: int) -> None:
     for source in range(flows):
-        low = np.uint64(source)
-        insert(table, flow_hash(table, 0, np.uint64(0), low), source & 3, _DEADLINE_S, np.uint64(0), low)
+        insert(table, _flow(table, np.uint64(source)), source & 3, _DEADLINE_S)
 
 
 @compiled
 def _look_up(table: FlowTable, sources: Words) -> int:
     found = 0
-    for low in sources:
-        entry, word = find(table, flow_hash(table, 0, np.uint64(0), low))
+    for source in sources:
+        entry, word = find(table, _flow(table, source))
         if entry >= 0 and touch(table, entry, word, _NOW_S, _DEADLINE_S):
             found += 1
     return found
 
 
 @compiled
-def _decide(packet: Bytes, sources: Words, vips: Words, snapshot: Snapshot, shared: Shared) -> int:
+def _decide(packet: Bytes, sources: Words, vips: Words, memory: SharedMemory) -> int:
     """Parse, look up, rewrite: one UDP packet after another, from these sources to these VIPs."""
     balanced = 0
+    work = work_of(memory, 0, _NOW_S)
+    queued = Queued(1, HOOK_PREROUTING, 0, _PACKET, False, True)
     for i in range(sources.size):
         for byte in range(4):
             shift = np.uint64(24 - 8 * byte)
             packet[12 + byte] = np.uint8(sources[i] >> shift & np.uint64(0xFF))
             packet[16 + byte] = np.uint8(vips[i] >> shift & np.uint64(0xFF))
-        header = parse(packet, 0, _PACKET, False)
-        reason, _ = to_backend(packet, 0, header, snapshot, shared, _NOW_S)
-        balanced += reason == 0
+        balanced += decide(packet, queued, work).reason == Reason.OK
     return balanced
 
 
@@ -104,7 +112,7 @@ def lookups() -> list[dict[str, float]]:
         table = new_shared_memory(flows, 1).table
         _fill(table, flows)
         sources = _sources(flows)
-        lookup_ns = _time_ns(lambda t=table, s=sources: _look_up(t, s), _LOOKUPS)
+        lookup_ns = _time_ns(partial(_look_up, table, sources), _LOOKUPS)
         rows.append({"flows": flows, "ns": lookup_ns, "read_ns": _read_ns(table.words.size)})
     return rows
 
@@ -138,11 +146,6 @@ def _ready(services: int, backends: int, flows: int) -> tuple[SharedMemory, Back
     return memory, state
 
 
-def _shared(memory: SharedMemory) -> Shared:
-    evictions = memory.workers[0, EVICTIONS : EVICTIONS + 1]
-    return Shared(memory.table, memory.cursors, memory.traffic[0], evictions)
-
-
 def _new_packet() -> Bytes:
     """An empty UDP datagram over IPv4."""
     packet = np.zeros(_PACKET, np.uint8)
@@ -153,11 +156,10 @@ def _new_packet() -> Bytes:
 
 def _packet_ns(services: int, backends: int, flows: int) -> float:
     memory, _ = _ready(services, backends, flows)
-    shared, packet = _shared(memory), _new_packet()
+    packet = _new_packet()
     sources = _sources(flows) + np.uint64(0xC6120000)
     vips = np.random.default_rng(2).integers(_VIP, _VIP + services, _LOOKUPS).astype(np.uint64)
-    snapshot = memory.snapshots[0]
-    return _time_ns(lambda: _decide(packet, sources, vips, snapshot, shared), _LOOKUPS)
+    return _time_ns(lambda: _decide(packet, sources, vips, memory), _LOOKUPS)
 
 
 def packets() -> dict[str, list[dict[str, float]]]:
@@ -204,12 +206,13 @@ def pauses() -> dict[str, float]:
     table = memory.table
     _fill(table, 10**6)
     counts = np.zeros(MAX_VALUE + 1, np.int64)
+    nine = np.arange(MAX_VALUE + 1) == 9
     entries = table.words.size
     return {
         "publish_1000_services_ms": _time_ns(lambda: state.fill(memory.snapshots[1]), 1) / 1e6,
         "sweep_ms": _time_ns(lambda: expire(table, 0, entries, 0, counts), 1) / 1e6,
         "longest_piece_of_sweep_ms": _time_ns(lambda: expire(table, 0, PIECE, 0, counts), 1) / 1e6,
-        "forget_backend_ms": _time_ns(lambda: forget(table, 0, entries, 9), 1) / 1e6,
+        "forget_backend_ms": _time_ns(lambda: forget(table, 0, entries, nine), 1) / 1e6,
     }
 
 
@@ -219,8 +222,7 @@ def _decide_for(
     packet: Bytes,
     sources: Words,
     vips: Words,
-    snapshot: Snapshot,
-    shared: Shared,
+    memory: SharedMemory,
     clock: Longs,
 ) -> tuple[int, int, int]:
     """Packets decided in batches of 64; the longest batch in microseconds, and how many took over 1 ms."""
@@ -228,7 +230,7 @@ def _decide_for(
     packets = longest = late = 0
     while last - begin < microseconds:
         at = packets % (sources.size - 64)
-        packets += _decide(packet, sources[at : at + 64], vips[at : at + 64], snapshot, shared)
+        packets += _decide(packet, sources[at : at + 64], vips[at : at + 64], memory)
         now = now_us(clock)
         longest = max(longest, now - last)
         late += now - last > 1000
@@ -240,24 +242,25 @@ def _supervise(memory: SharedMemory, state: Backends) -> None:
     """Publish, sweep and forget without a pause."""
     table = memory.table
     counts = np.zeros(MAX_VALUE + 1, np.int64)
+    nine = np.arange(MAX_VALUE + 1) == 9
     while True:
         state.fill(memory.snapshots[1])
         for first in range(0, table.words.size, PIECE):
             expire(table, first, first + PIECE, 0, counts)
-        forget(table, 0, table.words.size, 9)
+        forget(table, 0, table.words.size, nine)
 
 
 def waits() -> list[dict[str, float]]:
     """The longest that 64 packets take a worker, alone and beside a busy supervisor, with a million flows."""
     memory, state = _ready(1000, 8, 10**6)
     _fill(memory.table, 10**6)
-    shared, packet = _shared(memory), _new_packet()
+    packet = _new_packet()
     sources = _sources(10**6) + np.uint64(0xC6120000)
     vips = np.random.default_rng(2).integers(_VIP, _VIP + 1000, _LOOKUPS).astype(np.uint64)
-    arguments = (packet, sources, vips, memory.snapshots[0], shared, np.zeros(2, np.int64))
+    arguments = (packet, sources, vips, memory, np.zeros(2, np.int64))
     _decide_for(1000, *arguments)
     pause_us = 3_000_000  # what each row takes
-    rows = []
+    rows: list[dict[str, float]] = []
     for busy in (False, True):
         beside = multiprocessing.get_context("fork").Process(target=_supervise, args=(memory, state))
         if busy:

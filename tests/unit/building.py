@@ -4,18 +4,23 @@ from typing import Any
 
 import numpy as np
 
+from loaded_mp.checks.health import Health
 from loaded_mp.config.model import Backend, Config, Service
+from loaded_mp.flows.flow import Flow
 from loaded_mp.memory.segment import new_segment
-from loaded_mp.memory.snapshot import MAX_BACKENDS, Snapshot, snapshot_fields, snapshot_from
-from loaded_mp.supervisor.snapshots import Ids, Part, fill
+from loaded_mp.memory.snapshot import Snapshot, snapshot_fields, snapshot_from
+from loaded_mp.packet.address import Address128
+from loaded_mp.services import Ids, Part
+from loaded_mp.supervisor.snapshots import fill
+from loaded_mp.supervisor.state import BackendState
 
 
 def new_snapshot() -> Snapshot:
     """A buffer that holds the rubbish of an older generation."""
-    arrays = new_segment(snapshot_fields(""))
-    for array in arrays.values():
+    segment = new_segment(snapshot_fields(""))
+    for array in segment.arrays.values():
         array[:] = 77
-    return snapshot_from(arrays, "")
+    return snapshot_from(segment.arrays, "")
 
 
 def service(name: str, vips: list[str], backends: dict[str, int], **more: Any) -> Service:
@@ -27,13 +32,14 @@ def build(
     *services: Service, ids: Ids | None = None, down: tuple[int, ...] = ()
 ) -> tuple[Snapshot, tuple[Part, ...]]:
     """A snapshot in which every backend but `down` is usable at its configured weight."""
-    parts = (ids or Ids()).expand(Config(services=services))
-    usable = np.zeros(MAX_BACKENDS, np.bool_)
-    weights = np.zeros(MAX_BACKENDS, np.int64)
-    for part in parts:
-        for number, backend in part.backends.items():
-            usable[number] = number not in down
-            weights[number] = backend.weight
+    expanded = (ids or Ids()).expand(Config(services=services))
+    states = {number: BackendState(health=Health(up=number not in down)) for number in expanded.part_of}
     snapshot = new_snapshot()
-    fill(snapshot, parts, usable, weights)
-    return snapshot, parts
+    fill(snapshot, expanded.parts, states)
+    return snapshot, expanded.parts
+
+
+def unsigned(flow: Flow) -> Flow:
+    """A flow that compiled code handed to Python, where numbers lose their type, as it takes it again."""
+    address = Address128(np.uint64(flow.address.high), np.uint64(flow.address.low))
+    return Flow(np.uint64(flow.hash), np.uint64(flow.scope), address)

@@ -1,10 +1,12 @@
 """One packet's decision, with scapy as the judge of every byte that comes out."""
 
+from ipaddress import ip_address
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
-from building import build, service
+from building import service, unsigned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -22,89 +24,19 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
 )
 from scapy.packet import Raw
+from world import ALL, BACKENDS, CLIENT, HOOK_POSTROUTING, ROUTER, VIP, VIP2, VIPS, World, web
 
-from loaded_mp.config.model import Config, Service
-from loaded_mp.datapath.balance import Shared, to_backend, to_client
-from loaded_mp.flows.table import find, flow_hash, insert, new_table, value_of
-from loaded_mp.memory.snapshot import MAX_BACKENDS, MAX_SERVICES
-from loaded_mp.packet.header import parse
-from loaded_mp.packet.reasons import Reason
-from loaded_mp.supervisor.snapshots import Ids
+from loaded_mp.datapath import balance
+from loaded_mp.datapath.messages import HOOK_PREROUTING, NF_ACCEPT, NF_DROP, NF_REPEAT
+from loaded_mp.flows.flow import flow_of
+from loaded_mp.flows.table import find, insert, value_of
+from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
+from loaded_mp.memory.snapshot import MARK
+from loaded_mp.packet.address import address128
+from loaded_mp.packet.header import MAX_EXTENSIONS
+from loaded_mp.packet.reasons import Fate, Reason
 
-VIP = {4: "192.0.2.10", 6: "2001:db8::10"}
-VIP2 = {4: "192.0.2.20", 6: "2001:db8::20"}
-CLIENT = {4: "198.51.100.7", 6: "2001:db8:c::7"}
-ROUTER = {4: "10.9.9.9", 6: "fd00:9::9"}
-BACKENDS = {4: ["10.0.0.1", "10.0.0.2", "10.0.0.3"], 6: ["fd00::1", "fd00::2", "fd00::3"]}
-ALL = [*BACKENDS[4], *BACKENDS[6]]
-VIPS = [VIP[4], VIP[6]]
-START = 8
-CANARY = 0xA5
 both = pytest.mark.parametrize("version", [4, 6])
-
-
-class World:
-    """Snapshot, flow table and counters of one worker."""
-
-    def __init__(self, *services: Service) -> None:
-        self.ids = Ids()
-        self.publish(*services)
-        self.shared = Shared(
-            new_table(65_536, np.array([1, 2], np.uint64)),
-            np.zeros(MAX_SERVICES, np.uint64),
-            np.zeros((MAX_BACKENDS, 5), np.uint64),
-            np.zeros(1, np.uint64),
-        )
-        self.now_s = 1000
-
-    def publish(self, *services: Service, down: tuple[str, ...] = ()) -> None:
-        parts = self.ids.expand(Config(services=services))
-        self.backends = {
-            (part.service.name, str(backend.address)): number
-            for part in parts
-            for number, backend in part.backends.items()
-        }
-        numbers = tuple(number for (_, address), number in self.backends.items() if address in down)
-        self.snapshot, self.parts = build(*services, ids=self.ids, down=numbers)
-
-    def _decide(self, data: bytes, request: bool) -> tuple[Reason, bytes]:
-        buffer = np.full(START + len(data) + 8, CANARY, np.uint8)
-        buffer[START : START + len(data)] = np.frombuffer(data, np.uint8)
-        header = parse(buffer, START, START + len(data), False)
-        reason = header.reason
-        if reason == Reason.OK:
-            if request:
-                reason, _ = to_backend(buffer, START, header, self.snapshot, self.shared, self.now_s)
-            else:
-                reason = to_client(buffer, START, header, self.snapshot, self.shared)
-        assert (buffer[:START] == CANARY).all()
-        assert (buffer[-8:] == CANARY).all()
-        result = buffer[START:-8].tobytes()
-        if reason != Reason.OK:
-            assert result == data
-        return Reason(reason), result
-
-    def request(self, packet: Any) -> tuple[Reason, bytes]:
-        """What becomes of a packet for a VIP."""
-        return self._decide(bytes(packet), True)
-
-    def reply(self, packet: Any) -> tuple[Reason, bytes]:
-        """What becomes of a packet from the backends' side."""
-        return self._decide(bytes(packet), False)
-
-    def backend_of(self, packet: Any) -> str:
-        """The address of the backend that a packet for a VIP goes to."""
-        reason, result = self.request(packet)
-        assert reason == Reason.OK
-        return str((IP if result[0] >> 4 == 4 else IPv6)(result).dst)
-
-    def flows(self) -> int:
-        return int(np.count_nonzero(self.shared.table.words >> np.uint64(24)))
-
-
-def web(**more: Any) -> Service:
-    """Everything of both VIPs, to three backends of each family."""
-    return service("web", VIPS, dict.fromkeys(ALL, 1), **more)
 
 
 def ip(version: int, source: str, destination: str, **more: Any) -> Any:
@@ -200,7 +132,10 @@ def test_new_sources_split_exactly_by_weight(version: int) -> None:
     for i in range(sources):
         source = (int.from_bytes(data[at:end]) + (i << 40 if version == 6 else i)).to_bytes(end - at)
         assert world.request(data[:at] + source + data[end:])[0] == Reason.OK
-    new_flows = [int(world.shared.traffic[world.backends["web", each], 4]) for each in BACKENDS[version]]
+    new_flows = [
+        int(world.memory.backends[0, world.backends["web", each], BackendCounter.NEW_FLOWS])
+        for each in BACKENDS[version]
+    ]
     assert new_flows == [sources * weight // 10 for weight in (5, 3, 2)]
 
 
@@ -212,9 +147,9 @@ def test_traffic_is_counted_by_backend(version: int) -> None:
     reply = ip(version, backend, CLIENT[version]) / UDP(sport=2, dport=1) / b"a longer answer"
     world.reply(reply)
     world.reply(reply)
-    row = world.shared.traffic[world.backends["web", backend]].tolist()
+    row = world.memory.backends[0, world.backends["web", backend], : len(BackendCounter)].tolist()
     assert row == [1, len(bytes(request)), 2, 2 * len(bytes(reply)), 1]
-    assert int(world.shared.traffic.sum()) == sum(row)
+    assert int(world.memory.backends.sum()) == sum(row)
 
 
 def pieces(version: int, source: str, destination: str, upper: bytes, protocol: int) -> list[Any]:
@@ -383,7 +318,7 @@ def test_a_flow_lives_as_long_as_its_protocol_says(version: int) -> None:
     for layer, idle_s in ((echo(version, 1), 60), (UDP(), 300), (TCP(), 900)):
         world.now_s += 1
         world.request(ip(version, CLIENT[version], VIP[version]) / layer)
-        assert world.shared.table.deadlines_s.max() == world.now_s + idle_s
+        assert world.table.deadlines_s.max() == world.now_s + idle_s
     assert world.flows() == 1
 
 
@@ -511,7 +446,7 @@ def test_a_foreign_value_in_the_table_is_never_taken_for_a_backend(version: int)
     world = World(web())
     packet = ip(version, CLIENT[version], VIP[version]) / TCP(dport=80)
     world.backend_of(packet)
-    table = world.shared.table
+    table = world.table
     (entry,) = np.flatnonzero(table.words)
     table.words[entry] |= np.uint64(0xFFFF)
     quote = quote_of(version, VIP[version], CLIENT[version], TCP(sport=80), 20)
@@ -578,12 +513,118 @@ def test_noise_changes_nothing_outside_the_packet(packets: list[bytes]) -> None:
 def test_a_flow_is_what_the_table_says() -> None:
     """Another worker's entry counts, as long as its backend is of this service."""
     world = World(web(), service("mail", [VIP2[4]], {"10.0.0.9": 1}))
-    table, part = world.shared.table, world.parts[0]
-    client = np.uint64(0), np.uint64(0xFFFF << 32 | int.from_bytes(bytes([198, 51, 100, 7])))
-    flow = flow_hash(table, part.id, *client)
+    table, part = world.table, world.parts[0]
+    flow = unsigned(flow_of(table.secret, np.uint64(part.id), address128(ip_address(CLIENT[4]))))
     for address, expected in (("10.0.0.2", ["10.0.0.2"]), ("10.0.0.9", BACKENDS[4])):
         name = "mail" if address == "10.0.0.9" else "web"
         table.words[:] = 0
-        insert(table, flow, world.backends[name, address], 2000, *client)
+        insert(table, flow, world.backends[name, address], 2000)
         assert world.backend_of(IP(src=CLIENT[4], dst=VIP[4]) / TCP()) in expected
     assert value_of(find(table, flow)[1]) != world.backends["mail", "10.0.0.9"]
+
+
+@both
+@pytest.mark.parametrize("flow", [False, True])
+def test_what_a_backend_sends_and_cannot_be_read_is_its_own_as_long_as_no_flow_is_touched(
+    version: int, flow: bool
+) -> None:
+    world = World(web())
+    client = CLIENT[version]
+    backend = world.backend_of(ip(version, client, VIP[version]) / UDP(sport=1, dport=2))
+    destination = client if flow else ROUTER[version]
+    udp = bytes(ip(version, backend, destination) / UDP(sport=2, dport=1) / b"data")
+    upper = 20 if version == 4 else 40
+    unreadable = {
+        Reason.TRUNCATED: udp[:-1],
+        Reason.BAD_UPPER_LENGTH: udp[: upper + 4] + b"\xff\xff" + udp[upper + 6 :],
+        Reason.CHECKSUM_COVERS_ADDRESSES: bytes(
+            ip(version, backend, destination, **{"proto" if version == 4 else "nh": 112}) / bytes(20)
+        ),
+    }
+    if version == 4:
+        routed = IP(src=backend, dst=destination, options=[b"\x83\x07\x04\x01\x02\x03\x04\x00"])
+        unreadable[Reason.SOURCE_ROUTED] = bytes(routed / UDP())
+    else:
+        chain = IPv6(src=backend, dst=destination)
+        for _ in range(MAX_EXTENSIONS + 1):
+            chain = chain / IPv6ExtHdrDestOpt()
+        unreadable[Reason.TOO_MANY_EXTENSIONS] = bytes(chain / UDP())
+        unreadable[Reason.UNKNOWN_EXTENSION] = bytes(IPv6(src=backend, dst=destination, nh=135) / bytes(8))
+    for reason, data in unreadable.items():
+        decision, _ = world.decide(data, HOOK_POSTROUTING)
+        assert decision.reason == reason
+        assert decision.verdict == (NF_DROP if flow else NF_ACCEPT)
+        assert world.decide(data, HOOK_PREROUTING)[0].verdict == NF_DROP
+
+
+def test_fates_are_those_of_the_reasons() -> None:
+    assert [r for r in Reason if r.from_client is Fate.PASS] == [
+        Reason.OK,
+        Reason.NO_SERVICE,
+        Reason.NO_FLOW,
+        Reason.LINK,
+    ]
+    assert all(r.from_client is not Fate.PASS_UNLESS_FLOW for r in Reason), "a VIP's packet has no owner"
+    assert [r for r in Reason if r.must_be_zero] == [Reason.NOT_IP, Reason.LOST_RACE]
+    assert all(r.text for r in Reason)
+
+
+@both
+def test_a_packet_that_was_cut_or_whose_checksum_is_unknown_is_dropped(version: int) -> None:
+    world = World(web())
+    data = bytes(ip(version, CLIENT[version], VIP[version]) / UDP(sport=1, dport=2) / b"data")
+    decision, _ = world.decide(data, HOOK_PREROUTING, cut=True)
+    assert (decision.verdict, decision.reason) == (NF_DROP, Reason.CUT)
+    sctp = gre(version, ip(version, CLIENT[version], VIP[version]) / Raw(bytes(20)))
+    decision, _ = world.decide(bytes(sctp), HOOK_PREROUTING, ready=False)
+    assert (decision.verdict, decision.reason) == (NF_DROP, Reason.CHECKSUM_UNFINISHED)
+
+
+@both
+def test_the_packet_of_a_service_in_the_way_of_conntrack_gets_a_mark_and_stays_as_it_is(version: int) -> None:
+    world = World(web(forwarding="conntrack"))
+    data = bytes(ip(version, CLIENT[version], VIP[version]) / TCP(sport=1, dport=80))
+    decision, result = world.decide(data, HOOK_PREROUTING)
+    assert (decision.verdict, decision.changed, result) == (NF_REPEAT, False, data)
+    assert decision.mark - MARK in world.backends.values()
+
+
+@both
+def test_flows_that_give_way_are_counted_also_to_the_flow_of_a_reply(version: int) -> None:
+    backend, client = BACKENDS[version][0], CLIENT[version]
+    world = World(service("web", [VIP[version], VIP2[version]], {backend: 1}), flows=2)
+    packets = 40
+    for port in range(packets):
+        world.backend_of(ip(version, client, VIP[version]) / UDP(sport=port, dport=2))
+    evicted = int(world.memory.flow_table[0, FlowTableCounter.EVICTIONS])
+    assert evicted >= packets + 1 - world.table.words.size
+    assert world.flows() == world.table.words.size
+
+
+@both
+def test_open_flows_are_counted_whatever_becomes_of_them(version: int) -> None:
+    world = World(web())
+    for i in range(1, 31):
+        world.backend_of(ip(version, CLIENT[version][:-1] + str(i), VIP[version]) / TCP(dport=80))
+
+    def open_flows() -> list[int]:
+        counts = world.memory.active.sum(axis=0)
+        return [int(counts[world.backends["web", each]]) for each in BACKENDS[version]]
+
+    assert open_flows() == [10, 10, 10]
+    world.publish(web(), down=(BACKENDS[version][1],))
+    for i in range(1, 31):
+        world.backend_of(ip(version, CLIENT[version][:-1] + str(i), VIP[version]) / TCP(dport=80))
+    assert open_flows() == [15, 0, 15]
+
+
+def test_a_race_that_is_lost_again_and_again_is_no_lack_of_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not numba.config.DISABLE_JIT:
+        pytest.skip("compiled, nothing can be put in place of another function")
+    world = World(web())
+    packet = IP(src=CLIENT[4], dst=VIP[4]) / TCP(dport=80)
+    world.backend_of(packet)
+    world.now_s += 10_000
+    monkeypatch.setattr(balance, "touch", lambda *_: False)
+    decision, _ = world.decide(bytes(packet), HOOK_PREROUTING)
+    assert (decision.verdict, decision.reason) == (NF_DROP, Reason.LOST_RACE)

@@ -9,19 +9,23 @@ from multiprocessing.shared_memory import SharedMemory
 import numba
 import numpy as np
 import pytest
+from building import unsigned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loaded_mp.flows import flow
 from loaded_mp.flows import table as flow_table
 from loaded_mp.flows.atomics import Words, add
+from loaded_mp.flows.flow import Flow
 from loaded_mp.flows.siphash import siphash
 from loaded_mp.flows.table import (
     MAX_VALUE,
     WAYS,
     FlowTable,
     buckets_for,
+    count,
     expire,
-    flow_hash,
+    flow_at,
     forget,
     insert,
     new_table,
@@ -29,15 +33,17 @@ from loaded_mp.flows.table import (
     touch,
     value_of,
 )
+from loaded_mp.packet.address import Address128
 
 # What compiled code hands to Python becomes a plain int; what it takes must be unsigned again.
 
 
-def flow_of(table: FlowTable, scope: int, source: int) -> np.uint64:
-    return np.uint64(flow_hash(table, scope, np.uint64(0), np.uint64(source)))
+def flow_of(table: FlowTable, scope: int, source: int) -> Flow:
+    address = Address128(np.uint64(0), np.uint64(source))
+    return unsigned(flow.flow_of(table.secret, np.uint64(scope), address))
 
 
-def find(table: FlowTable, flow: np.uint64) -> tuple[int, np.uint64]:
+def find(table: FlowTable, flow: Flow) -> tuple[int, np.uint64]:
     entry, word = flow_table.find(table, flow)
     return entry, np.uint64(word)
 
@@ -100,8 +106,8 @@ def test_behaves_like_a_dict_with_expiry(steps: list[tuple[str, int, int]]) -> N
             assert touch(table, entry, word, now_s, now_s + IDLE_S)
             model[source] = (model[source][0], now_s + IDLE_S)
         elif step == "packet":
-            result = insert(table, flow, value, now_s + IDLE_S, np.uint64(0), np.uint64(source))
-            assert result == (value, False)
+            result = insert(table, flow, value, now_s + IDLE_S)
+            assert result == (value, -1)
             model[source] = (value, now_s + IDLE_S)
         elif step == "move" and entry >= 0:
             assert replace(table, entry, word, value)
@@ -113,14 +119,24 @@ def test_behaves_like_a_dict_with_expiry(steps: list[tuple[str, int, int]]) -> N
             for s in gone:
                 del model[s]
             counts = np.zeros(MAX_VALUE + 1, np.int64)
-            assert expire(table, 0, table.words.size, now_s, counts) == (len(gone), len(model))
+            assert expire(table, 0, table.words.size, now_s, counts) == len(gone)
+            assert counts.sum() == len(gone)
+            counts[:] = 0
+            assert count(table, 0, table.words.size, counts) == len(model)
             held = [v for v, _ in model.values()]
             assert counts[:6].tolist() == [held.count(v) for v in range(6)]
         elif step == "forget":
             gone = [s for s, (v, _) in model.items() if v == value]
             for s in gone:
                 del model[s]
-            assert forget(table, 0, table.words.size, value) == len(gone)
+            forgotten = np.zeros(MAX_VALUE + 1, np.bool_)
+            forgotten[value] = True
+            assert forget(table, 0, table.words.size, forgotten) == len(gone)
+        for s in model:
+            entry, word = find(table, flow_of(table, 7, s))
+            true, held_flow = flow_at(table, entry, word)
+            assert true
+            assert unsigned(held_flow) == flow_of(table, 7, s)
 
 
 def fill(table: FlowTable, sources: range, deadline_s: int) -> int:
@@ -128,7 +144,7 @@ def fill(table: FlowTable, sources: range, deadline_s: int) -> int:
     evictions = 0
     for source in sources:
         flow = flow_of(table, 0, source)
-        evictions += insert(table, flow, source, deadline_s + source, np.uint64(0), np.uint64(source))[1]
+        evictions += insert(table, flow, source, deadline_s + source)[1] >= 0
     return evictions
 
 
@@ -150,7 +166,7 @@ def test_a_used_entry_cannot_be_removed_by_who_looked_before() -> None:
     """The sweep read the entry as expired; a packet used it; the sweep's removal must fail."""
     table = new_table(1, SECRET)
     flow = flow_of(table, 0, 1)
-    insert(table, flow, 3, 100, np.uint64(0), np.uint64(1))
+    insert(table, flow, 3, 100)
     entry, seen_by_sweep = find(table, flow)
     assert touch(table, entry, seen_by_sweep, 101, 161)
     assert not replace(table, entry, seen_by_sweep, 0)
@@ -160,8 +176,8 @@ def test_a_used_entry_cannot_be_removed_by_who_looked_before() -> None:
 def shared_table(memory: SharedMemory, entries: int) -> FlowTable:
     words = np.ndarray(entries, np.uint64, memory.buf)
     deadlines_s = np.ndarray(entries, np.uint32, memory.buf, entries * 8)
-    addresses = np.ndarray((entries, 2), np.uint64, memory.buf, entries * 12)
-    return FlowTable(words, deadlines_s, addresses, SECRET)
+    keys = np.ndarray((entries, 3), np.uint64, memory.buf, entries * 12)
+    return FlowTable(words, deadlines_s, keys, SECRET)
 
 
 def write(name: str, entries: int, writer: int, sources: int, answers: str) -> None:
@@ -175,13 +191,13 @@ def write(name: str, entries: int, writer: int, sources: int, answers: str) -> N
         if entry >= 0:
             found[writer, source] = value_of(word)
         else:
-            found[writer, source] = insert(table, flow, writer, 100, np.uint64(0), np.uint64(source))[0]
+            found[writer, source] = insert(table, flow, writer, 100)[0]
     del table, found
     memory.close()
     result.close()
 
 
-def count(name: str, times: int) -> None:
+def add_often(name: str, times: int) -> None:
     memory = SharedMemory(name)
     counter: Words | None = np.ndarray(1, np.uint64, memory.buf)
     for _ in range(times):
@@ -205,7 +221,8 @@ def run_four(target: object, *arguments: tuple[object, ...]) -> None:
 def test_add_loses_nothing() -> None:
     memory = SharedMemory(create=True, size=8)
     try:
-        run_four(count, *[(memory.name, 100_000)] * 4)
+        run_four(add_often, *[(memory.name, 100_000)] * 4)
+        assert memory.buf
         assert int.from_bytes(bytes(memory.buf[:8]), sys.byteorder) == 400_000
     finally:
         memory.close()
@@ -216,13 +233,13 @@ def test_add_loses_nothing() -> None:
 def test_four_writers_agree() -> None:
     """A crowded table: about five flows a bucket, every insertion moves another entry."""
     sources, entries = 40_000, 65_536
-    memory = SharedMemory(create=True, size=entries * 28)
+    memory = SharedMemory(create=True, size=entries * 36)
     answers = SharedMemory(create=True, size=4 * sources * 8)
     try:
         run_four(write, *[(memory.name, entries, w, sources, answers.name) for w in range(4)])
         found = np.ndarray((4, sources), np.int64, answers.buf).copy()
         table = shared_table(memory, entries)
-        buckets = np.array([int(flow_of(table, 0, s)) % (entries // WAYS) for s in range(sources)])
+        buckets = np.array([int(flow_of(table, 0, s).hash) % (entries // WAYS) for s in range(sources)])
         del table
         # Where more flows than fit share a bucket, one that gave way may come back with another value.
         fits = np.bincount(buckets, minlength=entries // WAYS)[buckets] <= WAYS

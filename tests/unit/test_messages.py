@@ -12,10 +12,12 @@ from loaded_mp.datapath.messages import (
     NF_DROP,
     NF_REPEAT,
     VERDICT_HEADER,
+    Decision,
     read_message,
     write_batch_verdict,
     write_verdict,
 )
+from loaded_mp.packet.reasons import Reason
 
 QUEUE = 0x0102
 CAP_LEN, SKB_INFO, PAYLOAD, MARK, PACKET_HDR = 13, 14, 10, 3, 1
@@ -83,9 +85,9 @@ def test_a_verdict_goes_just_before_its_packet(
 ) -> None:
     data = message(packet_id, 0, payload)
     buffer = buffer_with(data)
-    halves = buffer.view(np.uint16)
-    queued = read_message(buffer, halves, 0, len(data))
-    length = write_verdict(buffer, halves, queued, QUEUE, verdict, changed, mark)
+    shorts = buffer.view(np.uint16)
+    queued = read_message(buffer, shorts, 0, len(data))
+    length = write_verdict(buffer, shorts, queued, QUEUE, Decision(verdict, changed, mark, Reason.OK))
     at = queued.start - VERDICT_HEADER
     written = bytes(buffer[at : at + length])
     body = attribute(2, struct.pack("!II", verdict, packet_id))

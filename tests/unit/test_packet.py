@@ -20,17 +20,16 @@ from scapy.layers.inet6 import (
 
 from loaded_mp.compiled import Bytes
 from loaded_mp.packet import header as h
+from loaded_mp.packet.address import destination_at, source_at
 from loaded_mp.packet.checksum import sum_words
 from loaded_mp.packet.header import parse
-from loaded_mp.packet.reasons import REASON_TEXT, Reason
+from loaded_mp.packet.reasons import Reason
 from loaded_mp.packet.rewrite import (
     complete_checksum,
-    destination_at,
     set_destination,
     set_quoted_destination,
     set_quoted_source,
     set_source,
-    source_at,
 )
 
 BACKEND = {4: "10.0.0.1", 6: "fd00::1"}
@@ -106,9 +105,9 @@ def test_incremental_equals_full_checksum(version: int, data: st.DataObject) -> 
     packet = buffer(original)
     header = parse(packet, 8, 8 + len(original), False)
     assert header.reason == Reason.OK
-    set_destination(packet, header, 8, address(BACKEND[version]))
+    set_destination(packet, header, address(BACKEND[version]))
     assert packet[8:-8].tobytes() == rebuilt(original, dst=BACKEND[version])
-    set_source(packet, header, 8, address(VIP[version]))
+    set_source(packet, header, address(VIP[version]))
     assert packet[8:-8].tobytes() == rebuilt(original, dst=BACKEND[version], src=VIP[version])
 
 
@@ -121,8 +120,8 @@ def test_there_and_back_is_the_original(version: int, data: st.DataObject) -> No
     other = np.frombuffer(data.draw(size), dtype=np.uint8)
     packet = buffer(original)
     header = parse(packet, 8, 8 + len(original), False)
-    set_destination(packet, header, 8, other)
-    set_destination(packet, header, 8, address(VIP[version]))
+    set_destination(packet, header, other)
+    set_destination(packet, header, address(VIP[version]))
     assert packet.tobytes() == buffer(original).tobytes()
 
 
@@ -135,7 +134,7 @@ def test_completed_checksum_is_the_full_one(version: int, data: st.DataObject) -
     header = parse(packet, 8, 8 + len(original), False)
     if header.kind == h.KIND_PORTS:
         packet[header.checksum : header.checksum + 2] = 0x5A
-    complete_checksum(packet, header, 8)
+    complete_checksum(packet, header)
     assert packet.tobytes() == buffer(original).tobytes()
 
 
@@ -162,7 +161,7 @@ def test_no_bytes_make_the_parser_leave_its_buffer(data: bytes, quoted: bool) ->
     """The buffer ends where the packet ends: interpreted, a read past it would raise IndexError."""
     packet = np.frombuffer(data, dtype=np.uint8)
     header = parse(packet, 0, len(data), quoted)
-    assert header.reason in REASON_TEXT
+    assert header.reason in Reason
     if header.reason == Reason.OK:
         assert 20 <= header.upper <= header.end <= len(data)
         assert header.checksum == 0 or header.upper < header.checksum <= header.end - 2
@@ -228,7 +227,7 @@ def test_udp_zero_checksum_stays_zero() -> None:
     data = bytes(IP(src=CLIENT[4], dst=VIP[4]) / UDP(chksum=0) / b"data")
     packet = buffer(data)
     header = parse(packet, 8, 8 + len(data), False)
-    set_destination(packet, header, 8, address(BACKEND[4]))
+    set_destination(packet, header, address(BACKEND[4]))
     assert packet[header.checksum] == packet[header.checksum + 1] == 0
 
 
@@ -241,7 +240,7 @@ def test_udp_checksum_computed_as_zero_is_sent_as_ones(version: int) -> None:
     data = bytes(network(version, src=CLIENT[version], dst=VIP[version]) / UDP(sport=1, dport=2) / payload)
     packet = buffer(data)
     header = parse(packet, 8, 8 + len(data), False)
-    set_destination(packet, header, 8, address(BACKEND[version]))
+    set_destination(packet, header, address(BACKEND[version]))
     assert packet[header.checksum : header.checksum + 2].tobytes() == b"\xff\xff"
 
 
@@ -262,8 +261,8 @@ def test_icmp_error_quotes_are_rewritten(version: int, quoted_bytes: int) -> Non
     start = outer.upper + 8
     inside = parse(packet, start, outer.end, True)
     assert (inside.reason, inside.kind) == (Reason.OK, h.KIND_PORTS)
-    set_quoted_source(packet, outer, inside, start, address(BACKEND[version]))
-    set_destination(packet, outer, 8, address(BACKEND[version]))
+    set_quoted_source(packet, outer, inside, address(BACKEND[version]))
+    set_destination(packet, outer, address(BACKEND[version]))
 
     wanted_inner = rebuilt(inner, src=BACKEND[version])[: len(quote)]
     wanted = bytes(
@@ -272,10 +271,10 @@ def test_icmp_error_quotes_are_rewritten(version: int, quoted_bytes: int) -> Non
         / wanted_inner
     )
     assert packet[8:-8].tobytes() == wanted
-    set_quoted_source(packet, outer, inside, start, address(VIP[version]))
-    set_quoted_destination(packet, outer, inside, start, address(BACKEND[version]))
-    set_quoted_destination(packet, outer, inside, start, address(CLIENT[version]))
-    set_destination(packet, outer, 8, address(VIP[version]))
+    set_quoted_source(packet, outer, inside, address(VIP[version]))
+    set_quoted_destination(packet, outer, inside, address(BACKEND[version]))
+    set_quoted_destination(packet, outer, inside, address(CLIENT[version]))
+    set_destination(packet, outer, address(VIP[version]))
     assert packet[8:-8].tobytes() == data
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loaded_mp.schedulers import SCHEDULERS
-from loaded_mp.schedulers.weighted_round_robin import MAX_ROUND
+from loaded_mp.schedulers.scheduler import MAX_ROUND
 
 weight_lists = st.lists(st.integers(0, 20), min_size=1, max_size=8)
 
@@ -30,25 +30,25 @@ def slow_smooth(weights: list[int]) -> list[int]:
 @settings(deadline=None)
 @given(weight_lists)
 def test_smooth_wrr_equals_a_slow_reference(weights: list[int]) -> None:
-    slots = SCHEDULERS["wrr"](np.array(weights))
+    slots = SCHEDULERS["wrr"].slots(np.array(weights))
     assert slots.tolist() == (slow_smooth(weights) if any(weights) else [])
 
 
 @settings(deadline=None)
 @given(weight_lists)
 def test_rr_takes_each_backend_once(weights: list[int]) -> None:
-    assert SCHEDULERS["rr"](np.array(weights)).tolist() == [i for i, w in enumerate(weights) if w]
+    assert SCHEDULERS["rr"].slots(np.array(weights)).tolist() == [i for i, w in enumerate(weights) if w]
 
 
 def test_paper_example() -> None:
-    slots = SCHEDULERS["wrr"](np.array([5, 3, 2]))
+    slots = SCHEDULERS["wrr"].slots(np.array([5, 3, 2]))
     assert Counter(slots.tolist()) == {0: 5, 1: 3, 2: 2}
     assert slots.tolist() == [0, 1, 2, 0, 0, 1, 0, 2, 1, 0]
 
 
 @pytest.mark.parametrize("weights", [[65535, 1], [65535] * 3 + [65534, 1]])
 def test_a_round_is_bounded(weights: list[int]) -> None:
-    slots = SCHEDULERS["wrr"](np.array(weights))
+    slots = SCHEDULERS["wrr"].slots(np.array(weights))
     assert slots.size <= MAX_ROUND
     share = Counter(slots.tolist())
     for backend, weight in enumerate(weights):

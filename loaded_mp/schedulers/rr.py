@@ -1,9 +1,13 @@
 """Round robin: every backend in turn, whatever its weight; weight 0 takes no new flows."""
 
 import numpy as np
-import numpy.typing as npt
+
+from loaded_mp.schedulers.scheduler import Scheduler, Slots, Weights
 
 
-def round_robin(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+def _slots(weights: Weights) -> Slots:
     """One slot for each backend whose weight is not 0, in their order."""
     return np.flatnonzero(weights).astype(np.uint16)
+
+
+SCHEDULER = Scheduler(_slots)

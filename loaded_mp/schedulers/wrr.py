@@ -1,0 +1,26 @@
+"""Weighted round robin, smooth: a round holds every backend as often as its weight says, well interleaved."""
+
+import numpy as np
+
+from loaded_mp.schedulers.scheduler import MAX_ROUND, Scheduler, Slots, Weights
+
+
+def _slots(weights: Weights) -> Slots:
+    """One round of smooth weighted round robin, as nginx orders it.
+
+    Weights that need more than MAX_ROUND slots are scaled down, each to at least 1.
+    """
+    from loaded_mp.schedulers.smooth import interleave  # noqa: PLC0415 (numba: names need not wait for it)
+
+    if not weights.any():
+        return np.empty(0, np.uint16)
+    weights = weights // np.gcd.reduce(weights)
+    if weights.sum() > MAX_ROUND:
+        scaled = weights * (MAX_ROUND - weights.size) // weights.sum()
+        weights = np.where(weights > 0, np.maximum(scaled, 1), 0)
+    slots = np.empty(int(weights.sum()), np.uint16)
+    interleave(weights, np.zeros_like(weights), slots)
+    return slots
+
+
+SCHEDULER = Scheduler(_slots)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from typing import Any, TypeVar
 
-from loaded_mp.config.model import Address, Interface, Listener
+from loaded_mp.fields import Address, Interface, Listener
 
 Contradiction = tuple[tuple[str | int, ...], str]
 T = TypeVar("T")

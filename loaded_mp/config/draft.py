@@ -44,7 +44,8 @@ class Draft:
             details = error.errors(include_url=False)
             around = {each["loc"][:length] for each in details for length in range(len(each["loc"]))}
             for each in details:
-                mistake = self._mistake(each["loc"], _text(each))
+                about = (*each["loc"], "type") if each["type"] == "union_tag_invalid" else each["loc"]
+                mistake = self._mistake(about, _text(each))
                 # What is absent because its wrong value was refused is not missed as well.
                 follows = (mistake.place, mistake.key) in said or each["loc"] in around
                 if not (each["type"] in _ABSENT and follows):
@@ -56,11 +57,24 @@ class Draft:
 
     def _mistake(self, location: Location, text: str) -> Mistake:
         """Put a mistake where its value, or the nearest thing around it, was written."""
+        location = self._written(location)
         for length in range(len(location), 0, -1):
             place = self.places.get(location[:length])
             if place:
                 return Mistake(place.place, self._key(location) if place.key is None else place.key, text)
         return Mistake(self.whole, self._key(location), text)
+
+    def _written(self, location: Location) -> Location:
+        """A location without what pydantic puts into it: the type of a table that may be of several."""
+        here: Any = self.data
+        written: list[str | int] = []
+        for part in location[:-1]:
+            if isinstance(here, dict) and isinstance(part, str) and part not in here:
+                continue
+            written.append(part)
+            if isinstance(here, dict | list):
+                here = here[part]  # type: ignore[index]  # a key of a table, a row of a list
+        return (*written, *location[-1:])
 
     def _key(self, location: Location) -> str:
         return ".".join(self.spelling.get(part, part) for part in location if isinstance(part, str))
@@ -78,6 +92,9 @@ _EXPLANATIONS: dict[str, _Explain] = {
     "missing": lambda _: "missing, expected a value",
     "too_short": lambda _: "found none, expected at least one",
     "extra_forbidden": lambda _: "no such setting",
+    "union_tag_invalid": lambda error: (
+        f"found {error['ctx']['tag']!r}, expected one of {error['ctx']['expected_tags']}"
+    ),
     "value_error": lambda error: f"found {found(error['input'])}, {error['ctx']['error']}",
 }
 _WISHES = {

@@ -1,186 +1,68 @@
-"""What a configuration is. The readers (TOML, classic file, flags) only fill in these models.
+"""What a configuration is. The readers (TOML, classic file, flags) only fill in these models."""
 
-Every model is frozen and rejects keys that it does not know. Times are in seconds, addresses in any
-notation that the ipaddress module reads.
-"""
+from typing import Annotated, Literal
 
-from collections.abc import Callable
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-    ip_address,
-    ip_interface,
-    ip_network,
+from pydantic import Field
+
+from loaded_mp.checks import CHECKS
+from loaded_mp.checks.check import Check, OneOfTypes
+from loaded_mp.fields import (
+    AddressField,
+    BroadcastField,
+    HostAndPort,
+    IdleSeconds,
+    InterfaceField,
+    InterfaceName,
+    Listener,
+    NetworkField,
+    Settings,
+    one_of,
 )
-from typing import Annotated, Any, Literal, Self
+from loaded_mp.forwarding import FORWARDINGS
+from loaded_mp.memory.snapshot import Affinity
+from loaded_mp.schedulers import SCHEDULERS
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-
-Address = IPv4Address | IPv6Address
-Interface = IPv4Interface | IPv6Interface
-Network = IPv4Network | IPv6Network
+AFFINITIES = tuple(each.name.lower() for each in Affinity)
 
 
-def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
-    """One mistake for a bad address, where pydantic would report one for each family."""
-
-    def checked(value: Any) -> Any:
-        if not isinstance(value, str):
-            if type(value).__module__ == "ipaddress":
-                return value
-            raise ValueError(f"expected {wanted}, in quotes")
-        if "%" in value:
-            raise ValueError(f"expected {wanted}, the same on every interface: without %")
-        try:
-            return read(value)
-        except ValueError:
-            raise ValueError(f"expected {wanted}") from None
-
-    return BeforeValidator(checked)
-
-
-_Address = Annotated[Address, _reader(ip_address, "an IPv4 or IPv6 address")]
-_Interface = Annotated[Interface, _reader(ip_interface, "an address, with or without a prefix length")]
-_Broadcast = Annotated[IPv4Address, _reader(IPv4Address, "an IPv4 address")]
-_Network = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
-
-Protocol = Literal["tcp", "udp", "icmp"]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
-
-
-def _interface_name(name: str) -> str:
-    """Refuse what the kernel refuses (net/core/dev.c, dev_valid_name)."""
-    refused = any(c in "/:" or c.isspace() or not c.isprintable() for c in name)
-    if refused or not 1 <= len(name.encode()) <= 15 or name in (".", ".."):
-        raise ValueError("expected the name of a network interface, 1 to 15 bytes")
-    return name
-
-
-InterfaceName = Annotated[str, AfterValidator(_interface_name)]
-
-
-def _host_and_port(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if text and not (
-        colon and port.isdecimal() and 1 <= int(port) <= 65_535 and (bracketed or ":" not in host)
-    ):
-        raise ValueError("expected HOST:PORT, an IPv6 address in brackets")
-    return text
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation is not bool:
-            raise ValueError("expected no true or false")
-        return value
-
-
-class Listener(_Model):
-    """What a service answers on its VIPs: `tcp/80`, `udp/5000-5010`, `tcp` or `icmp`."""
-
-    protocol: Protocol
-    first_port: int = Field(default=0, ge=0, le=65_535)
-    last_port: int = Field(default=65_535, ge=0, le=65_535)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, dict | Listener):
-            return value
-        if not isinstance(value, str):
-            raise ValueError("expected text as in tcp/80")
-        protocol, slash, ports = value.strip().partition("/")
-        if protocol not in ("tcp", "udp", "icmp") or (slash and protocol == "icmp"):
-            raise ValueError("expected tcp, udp or icmp, for tcp and udp with /PORT or /FIRST-LAST")
-        if not slash:
-            return {"protocol": protocol}
-        first, dash, last = ports.partition("-")
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last) <= 65_535:
-            raise ValueError("expected a port or a range FIRST-LAST within 1-65535")
-        return {"protocol": protocol, "first_port": int(first), "last_port": int(last)}
-
-    @model_validator(mode="after")
-    def _range_has_ports(self) -> Self:
-        if self.first_port > self.last_port:
-            raise ValueError("expected a last_port that is not below first_port")
-        return self
-
-    def __str__(self) -> str:
-        if (self.first_port, self.last_port) == (0, 65_535):
-            return self.protocol
-        if self.first_port == self.last_port:
-            return f"{self.protocol}/{self.first_port}"
-        return f"{self.protocol}/{self.first_port}-{self.last_port}"
-
-
-class Backend(_Model):
+class Backend(Settings):
     """A machine that answers for a service."""
 
-    address: _Address
+    address: AddressField
     weight: int = Field(default=1, ge=0, le=65_535)
     name: str = ""  #: for people; the address where it is empty
 
 
-class Check(_Model):
-    """A TCP connect to every backend of a service."""
-
-    port: Port
-    interval_s: Seconds = 2.0
-    timeout_s: Seconds = 1.0
-    rise: int = Field(default=2, ge=1, le=100)  #: successes until a backend is up
-    fall: int = Field(default=3, ge=1, le=100)  #: failures until it is down
-
-
-class Service(_Model):
+class Service(Settings):
     """VIPs, what is answered on them, and the backends that answer."""
 
     name: str = Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_.-]+$")
-    vips: tuple[_Interface, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
+    vips: tuple[InterfaceField, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
-    scheduler: Literal["rr", "wrr"] = "wrr"
-    forwarding: Literal["rewrite", "conntrack"] = "rewrite"  #: who writes the addresses: workers, the kernel
+    scheduler: Annotated[str, one_of(SCHEDULERS)] = "wrr"
+    affinity: Annotated[str, one_of(AFFINITIES)] = "source"  #: what makes packets one flow
+    forwarding: Annotated[str, one_of(FORWARDINGS)] = "rewrite"  #: who writes the addresses
     tcp_idle_s: IdleSeconds = 900
     udp_idle_s: IdleSeconds = 300
     other_idle_s: IdleSeconds = 60
-    check: Check | None = None  #: None: every backend counts as up
+    check: Annotated[Check, OneOfTypes(CHECKS)] | None = None  #: None: every backend counts as up
     backends: tuple[Backend, ...] = Field(min_length=1)
 
 
-class NetworkSetup(_Model):
+class NetworkSetup(Settings):
     """What is set up on the host. What is left out is left alone."""
 
     public_interface: InterfaceName | None = None  #: VIPs and `public_addresses` are put here
     private_interface: InterfaceName | None = None  #: `private_addresses` and routes to the backends
-    public_addresses: tuple[_Interface, ...] = ()
-    private_addresses: tuple[_Interface, ...] = ()  #: the gateways of the backends
-    backend_networks: tuple[_Network, ...] = ()  #: empty: the addresses of the backends one by one
-    name_servers: tuple[_Address, ...] = ()  #: queries of backends to these are never queued
-    broadcast: _Broadcast | None = None  #: of the backends' network, for those who look for backends by ping
+    public_addresses: tuple[InterfaceField, ...] = ()
+    private_addresses: tuple[InterfaceField, ...] = ()  #: the gateways of the backends
+    backend_networks: tuple[NetworkField, ...] = ()  #: empty: the addresses of the backends one by one
+    name_servers: tuple[AddressField, ...] = ()  #: queries of backends to these are never queued
+    broadcast: BroadcastField | None = None  #: of the backends' network, where broadcast pings are answered
     masquerade: bool = True  #: what backends start themselves leaves under the balancer's address
 
 
-class Config(_Model):
+class Config(Settings):
     """All of it."""
 
     services: tuple[Service, ...] = Field(min_length=1)
@@ -193,6 +75,4 @@ class Config(_Model):
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
     user: str = Field(default="nobody", min_length=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    metrics_listen: Annotated[str, AfterValidator(_host_and_port)] = (
-        "127.0.0.1:9128"  #: HOST:PORT of /metrics; empty: none
-    )
+    metrics_listen: HostAndPort = "127.0.0.1:9128"  #: of /metrics; empty: none

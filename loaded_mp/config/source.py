@@ -36,9 +36,9 @@ class Source:
             draft.data[name] = value
             draft.places[name,] = Place(f"{flag} {value}", "")
         if self.check_port is not None:
-            _check(draft, self.check_port)
+            _put_check_port(draft, self.check_port)
         if self.forwarding is not None:
-            _forward(draft, self.forwarding)
+            _put_forwarding(draft, self.forwarding)
         return draft.config()
 
     def _draft(self) -> Draft:
@@ -76,18 +76,20 @@ class Source:
         return read_classic(path, family, self.failover)
 
 
-def _forward(draft: Draft, forwarding: str) -> None:
+def _put_forwarding(draft: Draft, forwarding: str) -> None:
     """Forward every service so, whatever else is said of it."""
     for number, service in tables(draft.data.get("services")):
         service["forwarding"] = forwarding
         draft.places["services", number, "forwarding"] = Place(f"--forwarding {forwarding}", "")
 
 
-def _check(draft: Draft, port: str) -> None:
+def _put_check_port(draft: Draft, port: str) -> None:
     """Check the backends of every service at a port, whatever else is said of the check."""
     for number, service in tables(draft.data.get("services")):
         check = service.get("check")
-        service["check"] = {**(check if isinstance(check, dict) else {}), "port": port}
+        if not isinstance(check, dict) or check.get("type", "tcp") != "tcp":
+            check = {}
+        service["check"] = {**check, "port": port}
         draft.places["services", number, "check", "port"] = Place(f"--check-port {port}", "")
 
 

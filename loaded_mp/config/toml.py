@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from loaded_mp.checks import CHECKS
 from loaded_mp.config.draft import Draft, Location, Place
 from loaded_mp.config.errors import ConfigError, Mistake
 from loaded_mp.config.model import Config
@@ -110,7 +111,8 @@ def to_toml(config: Config) -> str:
     for service in config.services:
         lines += ["", "[[service]]", *_table(service, ("backends", "check"))]
         if service.check:
-            lines += ["", "[service.check]", *_table(service.check)]
+            kind = [] if isinstance(service.check, CHECKS[0]) else [f"type = {_value(service.check.type)}"]
+            lines += ["", "[service.check]", *kind, *_table(service.check)]
         for backend in service.backends:
             lines += ["", "[[service.backend]]", *_table(backend)]
     return "\n".join(lines).lstrip("\n") + "\n"

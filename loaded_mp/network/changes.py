@@ -1,20 +1,40 @@
 """The kinds of change that are made to a host. No I/O.
 
-Each prints as the command that would do the same; two changes with the same command are the same change.
+Each prints as the command that would do the same; two changes with the same command are the same change. How
+a kind is made and taken back is in `network/setup.py`.
 """
 
+from dataclasses import replace
 from ipaddress import IPv4Address
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loaded_mp.config.model import Interface, Network
+from loaded_mp.fields import Interface, Network
+from loaded_mp.network.host import Host
 
 
 class _Change(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: Whether it is taken back before others are made.
+    undone_first: ClassVar[bool] = False
+
     why: str
+
+    @property
+    def command(self) -> str:
+        """The equivalent command of a shell."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Of two changes in one place the later one takes the other's, which need not be taken back."""
+        return (self.command,)
+
+    def before(self, host: Host) -> Host:
+        """The host as it was without this change."""
+        return host
 
 
 class SetLinkUp(_Change):
@@ -25,12 +45,20 @@ class SetLinkUp(_Change):
 
     @property
     def command(self) -> str:
-        """The equivalent command of iproute2."""
         return f"ip link set dev {self.link} up"
+
+    def before(self, host: Host) -> Host:
+        if self.link not in host.links:
+            return host
+        return replace(host, links={**host.links, self.link: replace(host.links[self.link], up=False)})
 
 
 class AddAddress(_Change):
     """An address on an interface."""
+
+    #: The kernel deletes an IPv4 address together with the one that came before it in the same network, which
+    #: is why those that stay are put again.
+    undone_first: ClassVar[bool] = True
 
     kind: Literal["address"] = "address"
     link: str
@@ -48,7 +76,6 @@ class AddAddress(_Change):
 
     @property
     def command(self) -> str:
-        """The equivalent command of iproute2."""
         words = ["ip address add", str(self.address)]
         if self.broadcast:
             words += ["broadcast", str(self.broadcast)]
@@ -58,6 +85,10 @@ class AddAddress(_Change):
         if self.deprecated:
             words.append("preferred_lft 0")
         return " ".join(words)
+
+    def before(self, host: Host) -> Host:
+        there = (self.link, self.address)
+        return replace(host, addresses=tuple(each for each in host.addresses if each != there))
 
 
 class AddRoute(_Change):
@@ -69,8 +100,10 @@ class AddRoute(_Change):
 
     @property
     def command(self) -> str:
-        """The equivalent command of iproute2."""
         return f"ip route add {self.network} dev {self.link}"
+
+    def before(self, host: Host) -> Host:
+        return replace(host, routes=tuple(each for each in host.routes if each != self.network))
 
 
 class SetSysctl(_Change):
@@ -86,14 +119,20 @@ class SetSysctl(_Change):
 
     @property
     def command(self) -> str:
-        """The equivalent command of procps; sysctl(8) writes a dot in a name as a slash."""
+        # sysctl(8) writes a dot in a name as a slash.
         return f"sysctl -w {self.path.translate({ord('/'): '.', ord('.'): '/'})}={self.value}"
+
+    def before(self, host: Host) -> Host:
+        if self.previous is None:
+            return host
+        return replace(host, sysctls={**host.sysctls, self.path: self.previous})
 
 
 class AddChain(_Change):
     """A chain of our own and the jump to it, the first rule of a built-in chain."""
 
     kind: Literal["chain"] = "chain"
+    variant: Literal["", "nft", "legacy"] = ""  #: of iptables; empty: what the host has chosen
     family: Literal[4, 6]
     table: str
     hook: str
@@ -103,13 +142,13 @@ class AddChain(_Change):
 
     @property
     def tool(self) -> str:
-        """iptables or ip6tables."""
-        return "iptables" if self.family == 4 else "ip6tables"
+        """The command of this family and variant."""
+        tool = "iptables" if self.family == 4 else "ip6tables"
+        return f"{tool}-{self.variant}" if self.variant else tool
 
     @property
-    def place(self) -> tuple[int, str, str]:
-        """What tells chains apart; the rules in it do not."""
-        return self.family, self.table, self.name
+    def place(self) -> tuple[object, ...]:
+        return self.tool, self.table, self.name
 
     @property
     def jump(self) -> str:
@@ -125,7 +164,6 @@ class AddChain(_Change):
 
     @property
     def command(self) -> str:
-        """The equivalent command of a shell, over several lines."""
         return f"{self.tool}-restore --noflush <<END\n{self.text(jump=True)}END"
 
 

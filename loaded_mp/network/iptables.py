@@ -22,23 +22,23 @@ def variant() -> str:
     return os.environ.get(VARIANT, "")
 
 
-def apply(change: AddChain, variant: str) -> None:
+def apply(change: AddChain) -> None:
     """Put the chain in place as one transaction, replacing what it held; the jump to it is there once.
 
     Raises NetworkError with what iptables says.
     """
-    jump = _run(change, variant, "", ["-t", change.table, "-C", change.hook, *change.jump.split()])
-    _restore(change, variant, change.text(jump=jump.returncode != 0))
+    jump = _run(change.tool, "", ["-t", change.table, "-C", change.hook, *change.jump.split()])
+    _restore(change, change.text(jump=jump.returncode != 0))
 
 
-def undo(change: AddChain, variant: str) -> None:
+def undo(change: AddChain) -> None:
     """Take the jump and the chain away; what is gone already is fine. Raises NetworkError."""
     delete = ["-t", change.table, "-D", change.hook, *change.jump.split()]
     for _ in range(_MOST_JUMPS):
-        if _run(change, variant, "", delete).returncode:
+        if _run(change.tool, "", delete).returncode:
             break
     # Naming the chain makes it and empties it, so that it can be deleted whether or not it was there.
-    _restore(change, variant, f"*{change.table}\n:{change.name} - [0:0]\n-X {change.name}\nCOMMIT\n")
+    _restore(change, f"*{change.table}\n:{change.name} - [0:0]\n-X {change.name}\nCOMMIT\n")
 
 
 def saved(family: Literal[4, 6], table: str) -> str:
@@ -50,25 +50,22 @@ def saved(family: Literal[4, 6], table: str) -> str:
     return done.stdout
 
 
-def _restore(change: AddChain, variant: str, text: str) -> None:
-    done = _run(change, variant, "-restore", ["--noflush"], text)
-    if done.returncode:
-        raise NetworkError(
-            f"{done.args[0]}, table {change.table}: {' '.join(done.stderr.split())}; "
-            "`loaded-mp check` says what this machine lacks"
-        )
-
-
-def _run(
-    change: AddChain, variant: str, suffix: str, arguments: list[str], text: str = ""
-) -> subprocess.CompletedProcess[str]:
-    command = command_name(change.tool, variant, suffix)
-    return _call([command, "-w", str(_LOCK_WAIT_S), *arguments], text)
-
-
 def command_name(tool: str, variant: str, suffix: str = "") -> str:
     """The command of a variant: "nft", "legacy", or "" for what the host has chosen."""
     return tool + (f"-{variant}" if variant else "") + suffix
+
+
+def _restore(change: AddChain, text: str) -> None:
+    done = _run(f"{change.tool}-restore", text, ["--noflush"])
+    if done.returncode:
+        raise NetworkError(
+            f"{done.args[0]}, table {change.table}: {' '.join(done.stderr.split())}; "
+            "`loaded-mp diagnose` says what this machine lacks"
+        )
+
+
+def _run(command: str, text: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return _call([command, "-w", str(_LOCK_WAIT_S), *arguments], text)
 
 
 def _call(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:

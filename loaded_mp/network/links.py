@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from loaded_mp.config.model import Interface, Network
+from loaded_mp.fields import Interface, Network
 from loaded_mp.network.changes import AddAddress, AddRoute, SetLinkUp
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.network.plan import Link
+from loaded_mp.network.host import Link
 
 Result = TypeVar("Result")
 
@@ -37,19 +37,66 @@ def read_links() -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tu
     return _ask(_read)
 
 
-def apply(change: SetLinkUp | AddAddress | AddRoute) -> None:
-    """Make the change; what is there already is fine. Raises NetworkError if the kernel refuses."""
+def set_up(change: SetLinkUp) -> None:
+    """Switch an interface on. Raises NetworkError if the kernel refuses, as all that follow here do."""
+    _make(change, lambda ip, index: ip.link("set", index=index, state="up"))
+
+
+def set_down(change: SetLinkUp) -> None:
+    """Switch it off; what is gone already is fine, here and below."""
+    _take_back(change, lambda ip, index: ip.link("set", index=index, state="down"))
+
+
+def add_address(change: AddAddress) -> None:
+    """Put an address on an interface; what is there already is fine, here and below."""
+    extra: dict[str, Any] = {}
+    if change.address.version == 6:
+        extra["flags"] = _IFA_F_NODAD
+    if change.deprecated:
+        extra |= {"preferred": 0, "valid": _FOREVER}
+    if change.broadcast:
+        extra["broadcast"] = str(change.broadcast)
+    _make(change, lambda ip, index: ip.addr("add", index=index, **_address(change), **extra))
+
+
+def delete_address(change: AddAddress) -> None:
+    """Take it away; routes of others over the interface stay."""
+
+    def delete(ip: Any, index: int) -> None:
+        others = _routes_of_others(ip, index)
+        ip.addr("del", index=index, **_address(change))
+        for route in others:
+            # Still there, or its gateway went with the address.
+            with suppress(NetlinkError):
+                ip.route("add", **route)
+
+    _take_back(change, delete)
+
+
+def add_route(change: AddRoute) -> None:
+    """Add a route over an interface."""
+    _make(change, lambda ip, index: ip.route("add", oif=index, **_route(change)))
+
+
+def delete_route(change: AddRoute) -> None:
+    """Delete it."""
+    _take_back(change, lambda ip, index: ip.route("del", oif=index, **_route(change)))
+
+
+_LinkChange = SetLinkUp | AddAddress | AddRoute
+
+
+def _make(change: _LinkChange, work: Callable[[Any, int], object]) -> None:
     try:
-        _ask(lambda ip: _change(ip, change, "add"))
+        _ask(lambda ip: work(ip, _index(ip, change.link)))
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise NetworkError(f"{change.command}: {error.args[-1]}{_advice(change, error.code)}") from error
 
 
-def undo(change: SetLinkUp | AddAddress | AddRoute) -> None:
-    """Take the change back; what is gone already is fine. Raises NetworkError if the kernel refuses."""
+def _take_back(change: _LinkChange, work: Callable[[Any, int], object]) -> None:
     try:
-        _ask(lambda ip: _change(ip, change, "del"))
+        _ask(lambda ip: work(ip, _index(ip, change.link)))
     except NetlinkError as error:
         if error.code not in _GONE:
             raise NetworkError(f"cannot undo `{change.command}`: {error.args[-1]}") from error
@@ -92,41 +139,24 @@ def _read(ip: Any) -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], 
     return links, addresses, routes
 
 
-def _change(ip: Any, change: SetLinkUp | AddAddress | AddRoute, command: str) -> None:
-    found = ip.link_lookup(ifname=change.link)
+def _index(ip: Any, name: str) -> int:
+    found: list[int] = ip.link_lookup(ifname=name)
     if not found:
         raise NetlinkError(errno.ENODEV, "No such device")
-    index = found[0]
-    if isinstance(change, SetLinkUp):
-        ip.link("set", index=index, state="up" if command == "add" else "down")
-    elif isinstance(change, AddAddress):
-        others = _routes_of_others(ip, index) if command == "del" else []
-        _change_address(ip, change, command, index)
-        for route in others:
-            # Still there, or its gateway went with the address.
-            with suppress(NetlinkError):
-                ip.route("add", **route)
-    else:
-        scope = {"scope": _RT_SCOPE_LINK} if change.network.version == 4 else {}
-        ip.route(command, dst=str(change.network), oif=index, proto=_RTPROT_BOOT, **scope)
+    return found[0]
 
 
-def _change_address(ip: Any, change: AddAddress, command: str, index: int) -> None:
-    extra: dict[str, Any] = {}
-    if command == "add" and change.address.version == 6:
-        extra["flags"] = _IFA_F_NODAD
-    if command == "add" and change.deprecated:
-        extra |= {"preferred": 0, "valid": _FOREVER}
-    if command == "add" and change.broadcast:
-        extra["broadcast"] = str(change.broadcast)
-    ip.addr(
-        command,
-        index=index,
-        family=socket.AF_INET if change.address.version == 4 else socket.AF_INET6,
-        address=str(change.address.ip),
-        prefixlen=change.address.network.prefixlen,
-        **extra,
-    )
+def _address(change: AddAddress) -> dict[str, Any]:
+    return {
+        "family": socket.AF_INET if change.address.version == 4 else socket.AF_INET6,
+        "address": str(change.address.ip),
+        "prefixlen": change.address.network.prefixlen,
+    }
+
+
+def _route(change: AddRoute) -> dict[str, Any]:
+    scope = {"scope": _RT_SCOPE_LINK} if change.network.version == 4 else {}
+    return {"dst": str(change.network), "proto": _RTPROT_BOOT, **scope}
 
 
 def _routes_of_others(ip: Any, index: int) -> list[dict[str, Any]]:
@@ -147,7 +177,7 @@ def _routes_of_others(ip: Any, index: int) -> list[dict[str, Any]]:
     return routes
 
 
-def _advice(change: SetLinkUp | AddAddress | AddRoute, code: int) -> str:
+def _advice(change: _LinkChange, code: int) -> str:
     if code == errno.EACCES and isinstance(change, AddAddress):
         return f"; IPv6 is off on it: sysctl -w net.ipv6.conf.{change.link}.disable_ipv6=0"
     if code in (errno.EPERM, errno.EACCES):

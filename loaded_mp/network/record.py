@@ -23,7 +23,6 @@ class Record(BaseModel):
     """The changes made in one network namespace, in the order in which they were made."""
 
     namespace: str
-    variant: str  #: of iptables, as it was forced
     changes: tuple[Change, ...] = ()
 
 

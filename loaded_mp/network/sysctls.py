@@ -1,10 +1,14 @@
 """Settings below /proc/sys of the current network namespace."""
 
+import logging
 from glob import glob
 from pathlib import Path
 
+from loaded_mp.log import event
 from loaded_mp.network.changes import SetSysctl
 from loaded_mp.network.errors import NetworkError
+
+log = logging.getLogger(__name__)
 
 _ROOT = Path("/proc/sys")
 
@@ -27,8 +31,14 @@ def read_sysctls() -> dict[str, str]:
 
 
 def apply(change: SetSysctl) -> None:
-    """Write the value. Raises NetworkError if the kernel refuses."""
-    _write(change.path, change.value)
+    """Write the value. Raises NetworkError if the kernel refuses and it is needed."""
+    try:
+        _write(change.path, change.value)
+    except NetworkError as error:
+        # A container's /proc/sys is read-only; what it needs comes from its engine.
+        if change.needed:
+            raise
+        log.warning(event("setting-left", cause=str(error)))
 
 
 def undo(change: SetSysctl) -> None:

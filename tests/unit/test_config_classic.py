@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loaded_mp.checks.tcp import TcpCheck as Check
 from loaded_mp.config.classic import Family, read_classic
 from loaded_mp.config.errors import ConfigError, Mistake
-from loaded_mp.config.model import Check, Config
+from loaded_mp.config.model import Config
 from loaded_mp.config.source import Source
 from loaded_mp.config.toml import parse_toml, to_toml
 

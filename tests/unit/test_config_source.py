@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loaded_mp.checks.tcp import TcpCheck as Check
 from loaded_mp.config.errors import ConfigError
-from loaded_mp.config.model import Check, Config
+from loaded_mp.config.model import Config
 from loaded_mp.config.source import Source
 
 TOML = """

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from loaded_mp.checks.tcp import TcpCheck as Check
 from loaded_mp.config.errors import ConfigError, Mistake
-from loaded_mp.config.model import Backend, Check, Config, Listener, NetworkSetup, Service
+from loaded_mp.config.model import Backend, Config, NetworkSetup, Service
 from loaded_mp.config.toml import parse_toml, read_toml, to_toml
+from loaded_mp.fields import Listener
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/loaded-mp.toml"
 GOOD = """
@@ -282,3 +284,24 @@ def test_what_no_listener_is(text: str) -> None:
 def test_a_listener_as_a_table_has_a_range_too() -> None:
     with pytest.raises(ValidationError, match="not below first_port"):
         Listener.model_validate({"protocol": "tcp", "first_port": 2, "last_port": 1})
+
+
+@pytest.mark.parametrize(
+    ("lines", "mistakes"),
+    [
+        ('type = "tcp"\nrise = 300', ["f.toml:5: service.check.port", "f.toml:7: service.check.rise"]),
+        ('type = "tpc"\nport = 80', ["f.toml:6: service.check.type: found 'tpc', expected one of 'tcp'"]),
+        ("port = 80\npth = 1", ["f.toml:7: service.check.pth: no such setting"]),
+    ],
+)
+def test_mistakes_in_a_check_stand_where_they_were_made(lines: str, mistakes: list[str]) -> None:
+    text = (
+        '[[service]]\nname = "web"\nvips = ["192.0.2.10"]\nbackend = [{address = "10.0.0.1"}]\n'
+        f"[service.check]\n{lines}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        parse_toml(text, "f.toml").config()
+    said = [str(each) for each in caught.value.mistakes]
+    assert len(said) == len(mistakes)
+    for one, begin in zip(said, mistakes, strict=True):
+        assert one.startswith(begin)

@@ -1,15 +1,19 @@
 """The plan: which changes a host needs for a configuration."""
 
 import re
-from ipaddress import ip_address, ip_interface, ip_network
+from collections.abc import Mapping
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
 
-from loaded_mp.config.model import Config
+from loaded_mp.config.model import Backend, Config
 from loaded_mp.network.changes import AddAddress, AddChain, SetSysctl
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.network.plan import Host, Link, Plan, plan, without
+from loaded_mp.network.host import Host, Link
+from loaded_mp.plan import Plan
+from loaded_mp.plan import plan as plan_of
+from loaded_mp.services import Part, Services, services_of
 
 SYSCTLS = {
     "net/ipv4/ip_forward": "0",
@@ -27,17 +31,17 @@ def host(
     links: dict[str, Link] | None = None,
     addresses: tuple[tuple[str, str], ...] = (("eth0", "192.0.2.1/24"), ("eth0", "2001:db8::1/64")),
     routes: tuple[str, ...] = (),
-    **sysctls: str,
+    sysctls: Mapping[str, str] | None = None,
 ) -> Host:
     return Host(
         LINKS | (links or {}),
         tuple((name, ip_interface(address)) for name, address in addresses),
         tuple(ip_network(route) for route in routes),
-        SYSCTLS | sysctls,
+        {**SYSCTLS, **(sysctls or {})},
     )
 
 
-def config(service: dict[str, Any] | None = None, **network: Any) -> Config:
+def config(service: Mapping[str, Any] | None = None, **network: Any) -> Config:
     """Both families, two interfaces, everything balanced; `network` overrides."""
     return Config.model_validate(
         {
@@ -47,7 +51,7 @@ def config(service: dict[str, Any] | None = None, **network: Any) -> Config:
                     "vips": ["192.0.2.10", "2001:db8::10"],
                     "backends": [{"address": "10.0.0.1"}, {"address": "fd00::1"}],
                 }
-                | (service or {})
+                | dict(service or {})
             ],
             "network": {
                 "public_interface": "eth0",
@@ -58,6 +62,24 @@ def config(service: dict[str, Any] | None = None, **network: Any) -> Config:
             | network,
         }
     )
+
+
+def with_queues(wanted: Config, first_queue: int, workers: int) -> Config:
+    return wanted.model_copy(update={"first_queue": first_queue, "workers": workers})
+
+
+def plan(wanted: Config, here: Host, first_queue: int, workers: int) -> Plan:
+    return plan_of(services_of(with_queues(wanted, first_queue, workers)), here)
+
+
+def plan_with_ids(backends: dict[int, str]) -> Plan:
+    """The plan for a service with these backends by id, in the way of conntrack."""
+    wanted = with_queues(config({"forwarding": "conntrack"}), 0, 2)
+    (web,) = wanted.services
+    listed = {number: Backend.model_validate({"address": text}) for number, text in backends.items()}
+    vip4, vip6 = (vip.ip for vip in web.vips)
+    parts = Part(0, 4, web, {0: vip4}, listed), Part(1, 6, web, {1: vip6}, {})
+    return plan_of(Services(wanted, parts), host())
 
 
 def commands(found: Plan) -> list[str]:
@@ -105,6 +127,7 @@ def test_rules_of_ipv4() -> None:
     queue = "-j NFQUEUE --queue-balance 3:6"
     assert rules(found, 4, "LOADED-PREROUTING") == [f"-d 192.0.2.10 {queue}"]
     assert rules(found, 4, "LOADED-POSTROUTING") == [
+        "-o lo -j RETURN",
         f"-p icmp --icmp-type destination-unreachable {queue}",
         f"-p icmp --icmp-type time-exceeded {queue}",
         f"-p icmp --icmp-type parameter-problem {queue}",
@@ -122,6 +145,7 @@ def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
     assert rules(found, 6, "LOADED-PREROUTING") == [*link, f"-d 2001:db8::10 {queue}"]
     link[7] = "-p icmpv6 --icmpv6-type 137 -j DROP"
     assert rules(found, 6, "LOADED-POSTROUTING") == [
+        "-o lo -j RETURN",
         *link,
         *(f"-p icmpv6 --icmpv6-type {n} {queue}" for n in (1, 2, 3, 4)),
         "-s fd00::ff -j RETURN",
@@ -179,7 +203,7 @@ def test_one_service_without_limits_lifts_those_of_the_replies() -> None:
     prerouting = rules(found, 4, "LOADED-PREROUTING")
     assert prerouting[0] == f"-d 192.0.2.10 -p tcp --dport 80 {queue}"
     assert prerouting[-1] == f"-d 192.0.2.11 {queue}"
-    assert rules(found, 4, "LOADED-POSTROUTING")[3:-1] == [
+    assert rules(found, 4, "LOADED-POSTROUTING")[4:-1] == [
         f"-s 10.0.0.1/32 {queue}",
         f"-s 10.0.0.2/32 {queue}",
     ]
@@ -239,22 +263,27 @@ def test_what_is_there_is_used_as_it_is() -> None:
             ("eth1", "10.0.0.254/16"),
             ("eth1", "fd00::ff/64"),
         ),
-        **{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"},
-        **{f"net/ipv4/conf/{name}/forwarding": "1" for name in ("all", "eth0", "eth1")},
-        **{f"net/ipv4/conf/{name}/send_redirects": "0" for name in ("all", "eth0", "eth1")},
+        sysctls={
+            "net/ipv4/ip_forward": "1",
+            "net/ipv6/conf/all/forwarding": "1",
+            **{f"net/ipv4/conf/{name}/forwarding": "1" for name in ("all", "eth0", "eth1")},
+            **{f"net/ipv4/conf/{name}/send_redirects": "0" for name in ("all", "eth0", "eth1")},
+        },
     )
     assert commands(plan(config(), prepared, 0, 1)) == []
 
 
 def test_forwarding_that_is_on_but_not_for_one_interface() -> None:
-    found = plan(config(), host(**{"net/ipv4/ip_forward": "1", "net/ipv4/conf/eth0/forwarding": "1"}), 0, 1)
+    found = plan(
+        config(), host(sysctls={"net/ipv4/ip_forward": "1", "net/ipv4/conf/eth0/forwarding": "1"}), 0, 1
+    )
     assert "sysctl -w net.ipv4.conf.eth1.forwarding=1" in commands(found)
     assert "sysctl -w net.ipv4.conf.eth0.forwarding=1" not in commands(found)
 
 
 def test_what_the_kernel_changes_along_with_forwarding_is_noted() -> None:
     before = host(
-        **{
+        sysctls={
             "net/ipv4/conf/eth1/forwarding": "1",
             "net/ipv4/conf/all/accept_redirects": "0",
             "net/ipv6/conf/eth0/forwarding": "1",
@@ -377,11 +406,11 @@ def test_segments_are_clamped_only_where_packets_do_not_fit_a_message() -> None:
 @pytest.mark.parametrize("key", ["public_interface", "private_interface"])
 def test_an_interface_that_does_not_exist_is_named_by_its_key(key: str) -> None:
     with pytest.raises(NetworkError, match=f"network.{key}: .*'eth9'.*eth0, eth1, lo"):
-        plan(config(**{key: "eth9"}), host(), 0, 1)
+        plan(config(None, **{key: "eth9"}), host(), 0, 1)
 
 
 def test_names_of_interfaces_with_a_dot() -> None:
-    before = host(links={"eth0.7": Link(True, 1_500)}, **{"net/ipv4/conf/eth0.7/send_redirects": "1"})
+    before = host(links={"eth0.7": Link(True, 1_500)}, sysctls={"net/ipv4/conf/eth0.7/send_redirects": "1"})
     found = plan(config(private_interface="eth0.7"), before, 0, 1)
     assert "sysctl -w net.ipv4.conf.eth0/7.send_redirects=0" in commands(found)
 
@@ -396,12 +425,16 @@ def test_planning_again_without_what_was_done_gives_the_same_plan() -> None:
             *((each.link, str(each.address)) for each in first.changes if isinstance(each, AddAddress)),
         ),
         routes=("10.5.0.0/16", "10.7.0.0/24"),
-        **{each.path: each.value for each in first.changes if isinstance(each, SetSysctl)},
-        **{f"net/ipv4/conf/{name}/forwarding": "1" for name in ("all", "default", "eth0", "eth1")},
-        **{f"net/ipv6/conf/{name}/forwarding": "1" for name in ("default", "eth0", "eth1")},
+        sysctls={
+            **{each.path: each.value for each in first.changes if isinstance(each, SetSysctl)},
+            **{f"net/ipv4/conf/{name}/forwarding": "1" for name in ("all", "default", "eth0", "eth1")},
+            **{f"net/ipv6/conf/{name}/forwarding": "1" for name in ("default", "eth0", "eth1")},
+        },
     )
     assert commands(plan(wanted, after, 0, 2)) == []
-    again = plan(wanted, without(after, first.changes), 0, 2)
+    for change in first.changes:
+        after = change.before(after)
+    again = plan(wanted, after, 0, 2)
     assert [change.command for change in again.changes] == [change.command for change in first.changes]
 
 
@@ -437,8 +470,7 @@ def test_requests_that_end_here_are_not_tracked() -> None:
 
 
 def test_what_the_kernel_translates_is_queued_once_and_then_known_by_its_mark() -> None:
-    marks = {("web", ip_address("10.0.0.1")): 0x4C4D0007}
-    found = plan(config({"forwarding": "conntrack"}), host(), 0, 2, marks)
+    found = plan_with_ids({7: "10.0.0.1"})
     chains = {
         (each.table, each.hook): list(each.rules)
         for each in found.changes
@@ -460,8 +492,8 @@ def test_what_the_kernel_translates_is_queued_once_and_then_known_by_its_mark() 
 
 
 def test_counters_of_many_backends_share_chains_that_only_their_packets_enter() -> None:
-    marks = {("web", ip_address(f"10.0.{i // 256}.{i % 256}")): 0x4C4D0000 + i for i in range(1, 1_000)}
-    found = plan(config({"forwarding": "conntrack"}), host(), 0, 2, marks)
+    marks = range(0x4C4D0001, 0x4C4D0000 + 1_000)
+    found = plan_with_ids({i: f"10.0.{i // 256}.{i % 256}" for i in range(1, 1_000)})
     chains = [each for each in found.changes if isinstance(each, AddChain) and each.hook == "FORWARD"]
     counted = []
     for chain in chains:
@@ -470,7 +502,7 @@ def test_counters_of_many_backends_share_chains_that_only_their_packets_enter() 
         value, mask = (int(word, 16) for word in words.groups())
         inside = {mark for mark in range(0x4C4D0000, 0x4C4D0400) if mark & mask == value}
         ours = [int(mark, 16) for mark in re.findall(r"--mark (0x\w+) -j RETURN", " ".join(chain.rules))]
-        assert set(ours) == inside & set(marks.values())
+        assert set(ours) == inside & set(marks)
         counted += ours
-    assert sorted(counted) == sorted([*marks.values()] * 2)
+    assert sorted(counted) == sorted([*marks] * 2)
     assert len(chains) + max(len(chain.rules) for chain in chains) < 100

@@ -9,36 +9,30 @@ from building import build, service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loaded_mp.config.model import Address, Config, Service
-from loaded_mp.datapath.lookup import NO_PORT, host_row, member_of, service_of, vip_row
+from loaded_mp.config.model import Config, Service
+from loaded_mp.datapath.lookup import NO_PORT, address_row, member_of, service_of, vip_row
 from loaded_mp.memory.snapshot import (
     MAX_BACKENDS,
     MAX_SERVICES,
     MAX_SLOTS,
     MAX_VIPS,
-    SERVICE_SLOTS,
-    SERVICE_SLOTS_AT,
-    SHARED,
-    USABLE,
+    Flag,
+    ServiceColumn,
     Snapshot,
 )
-from loaded_mp.supervisor.snapshots import Ids, Part, TooLargeError
+from loaded_mp.packet.address import address128
+from loaded_mp.services import Ids, Part, TooLargeError
 
 TCP, UDP, ICMP, ICMPV6, GRE = 6, 17, 1, 58, 47
 
 
-def halves(address: Address) -> tuple[np.uint64, np.uint64]:
-    mapped = int(address) | (0xFFFF << 32 if address.version == 4 else 0)
-    return np.uint64(mapped >> 64), np.uint64(mapped & (1 << 64) - 1)
-
-
 def service_at(snapshot: Snapshot, vip: str, protocol: int, port: int) -> int:
-    row = vip_row(snapshot, *halves(ip_address(vip)))
+    row = vip_row(snapshot, address128(ip_address(vip)))
     return service_of(snapshot, row, protocol, port) if row >= 0 else -1
 
 
 def slots_of(snapshot: Snapshot, part: Part) -> list[str]:
-    at, count = snapshot.services[part.id, SERVICE_SLOTS_AT], snapshot.services[part.id, SERVICE_SLOTS]
+    at, count = snapshot.services[part.id, [ServiceColumn.SLOTS_AT, ServiceColumn.SLOTS]]
     return [str(part.backends[number].address) for number in snapshot.slots[at : at + count].tolist()]
 
 
@@ -89,24 +83,24 @@ def test_flags_and_slots_follow_the_state_of_backends() -> None:
     _, parts = build(web, ids=ids)
     first, second, third = parts[0].backends
     snapshot, _ = build(web, ids=ids, down=(first,))
-    assert snapshot.backend_flags[[first, second, third]].tolist() == [0, USABLE, USABLE]
+    assert snapshot.backend_flags[[first, second, third]].tolist() == [0, Flag.USABLE, Flag.USABLE]
     assert slots_of(snapshot, parts[0]) == ["10.0.0.2"]
     snapshot, _ = build(web, ids=ids, down=(first, second))
     assert slots_of(snapshot, parts[0]) == []
 
 
-def test_who_serves_more_than_one_vip_is_shared() -> None:
+def test_who_serves_more_than_one_vip_is_known() -> None:
     snapshot, parts = build(
         service("a", ["192.0.2.10"], {"10.0.0.1": 1, "10.0.0.2": 1}, listen=["tcp/80"]),
         service("b", ["192.0.2.10"], {"10.0.0.2": 1, "10.0.0.3": 1}, listen=["tcp/443"]),
         service("c", ["192.0.2.11", "192.0.2.12", "2001:db8::1"], {"10.0.0.4": 1, "fd00::4": 1}),
     )
-    shared = {
-        (part.service.name, str(backend.address)): bool(snapshot.backend_flags[number] & SHARED)
+    several = {
+        (part.service.name, str(backend.address)): bool(snapshot.backend_flags[number] & Flag.SEVERAL)
         for part in parts
         for number, backend in part.backends.items()
     }
-    assert shared == {
+    assert several == {
         ("a", "10.0.0.1"): False,
         ("a", "10.0.0.2"): True,
         ("b", "10.0.0.2"): True,
@@ -211,16 +205,16 @@ def test_everything_can_be_looked_up(configuration: list[tuple[list[str], dict[s
     snapshot, parts = build(*services)
     for part in parts:
         port = int(part.service.name[1:]) + 1
-        assert snapshot.services[part.id, 2] == port
+        assert snapshot.services[part.id, ServiceColumn.TCP_IDLE_S] == port
         for number, vip in part.vips.items():
-            row = vip_row(snapshot, *halves(vip))
+            row = vip_row(snapshot, address128(vip))
             assert snapshot.vip_rows[number] == row
             assert snapshot.vip_listeners[row, 2] == number
             assert snapshot.vip_bytes[number].tobytes()[: len(vip.packed)] == vip.packed
             assert service_of(snapshot, row, TCP, port) == part.id
         for number, backend in part.backends.items():
-            host = host_row(snapshot, *halves(backend.address))
-            assert member_of(snapshot, host, part.id) == number
+            row = address_row(snapshot, address128(backend.address))
+            assert member_of(snapshot, row, part.id) == number
             assert snapshot.backend_services[number] == part.id
             assert snapshot.backend_vips[number] in part.vips
             packed = backend.address.packed

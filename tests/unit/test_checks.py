@@ -1,20 +1,25 @@
 """Rise and fall without sockets; the checker against listeners on loopback."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from typing import Annotated, Literal, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from loaded_mp.config.model import Address, Check
-from loaded_mp.health import checker as checker_module
-from loaded_mp.health.checker import Checker, Transition
-from loaded_mp.health.rise_fall import Health
-from loaded_mp.health.tcp import connect
+from loaded_mp.checks import runner as runner_module
+from loaded_mp.checks.check import Check, OneOfTypes
+from loaded_mp.checks.health import Health
+from loaded_mp.checks.runner import Result, Runner, Targets
+from loaded_mp.checks.tcp import TcpCheck
+from loaded_mp.fields import Address, Settings
+from loaded_mp.supervisor.state import BackendState
 
 DEADLINE_S = 10
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
@@ -78,17 +83,41 @@ def free_port(version: int) -> int:
         return int(server.getsockname()[1])
 
 
+class Transition(NamedTuple):
+    backend: int
+    up: bool
+    cause: str
+
+
 def target(version: int, port: int, **more: float) -> tuple[Address, Check]:
     settings = {"interval_s": 0.02, "timeout_s": 5, "rise": 2, "fall": 2, **more}
-    return ip_address(LOOPBACK[version]), Check.model_validate({"port": port, **settings})
+    return ip_address(LOOPBACK[version]), TcpCheck.model_validate({"port": port, **settings})
 
 
 class Watch:
-    """A running checker and what it told."""
+    """A running runner, and what its results make of backends."""
 
-    def __init__(self, targets: checker_module.Targets) -> None:
+    def __init__(self, targets: Targets) -> None:
         self._queue: asyncio.Queue[Transition] = asyncio.Queue()
-        self.checker = Checker(targets, self._queue.put_nowait)
+        self._targets = targets
+        self._states: dict[int, BackendState] = {}
+        self.results: list[Result] = []
+        self.runner = Runner(targets, self._heard)
+
+    def _heard(self, result: Result) -> None:
+        self.results.append(result)
+        check = self._targets[result.backend][1]
+        state = self._states.setdefault(result.backend, BackendState())
+        if state.heard(state.health.after(result.fault is None, check.rise, check.fall), result.text):
+            self._queue.put_nowait(Transition(result.backend, state.up, result.text))
+
+    def update(self, targets: Targets) -> None:
+        self._targets = targets
+        self._states = {number: state for number, state in self._states.items() if number in targets}
+        self.runner.update(targets)
+
+    def is_up(self, number: int) -> bool:
+        return number not in self._states or self._states[number].up
 
     async def next(self) -> Transition:
         return await asyncio.wait_for(self._queue.get(), DEADLINE_S)
@@ -97,10 +126,10 @@ class Watch:
         return self._queue.qsize()
 
 
-def watch(targets: checker_module.Targets, body: Callable[[Watch], Awaitable[None]]) -> None:
+def watch(targets: Targets, body: Callable[[Watch], Awaitable[None]]) -> None:
     async def main() -> None:
         watched = Watch(targets)
-        task = asyncio.create_task(watched.checker.run())
+        task = asyncio.create_task(watched.runner.run())
         try:
             await body(watched)
         finally:
@@ -123,9 +152,9 @@ def test_down_and_up_with_causes(version: int) -> None:
     name = f"127.0.0.1:{port}" if version == 4 else f"[::1]:{port}"
 
     async def body(watched: Watch) -> None:
-        assert watched.checker.is_up(7)
+        assert watched.is_up(7)
         assert await watched.next() == Transition(7, False, f"connect to {name}: refused")
-        assert not watched.checker.is_up(7)
+        assert not watched.is_up(7)
         with listener(version, port):
             assert await watched.next() == Transition(7, True, f"connect to {name}: accepted")
         assert await watched.next() == Transition(7, False, f"connect to {name}: refused")
@@ -138,7 +167,7 @@ def test_a_connection_is_reset_and_leaves_nothing(version: int) -> None:
     async def body() -> None:
         with listener(version) as server:
             address, port = server.getsockname()[:2]
-            assert await connect(ip_address(address), port, DEADLINE_S) is None
+            assert await TcpCheck(port=port).attempt(ip_address(address)) is None
             with await accept(server) as connection, pytest.raises(ConnectionResetError):
                 await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), DEADLINE_S)
 
@@ -155,8 +184,10 @@ def test_what_does_not_answer_is_cut_off() -> None:
                 with suppress(BlockingIOError):
                     each.connect(server.getsockname())
             started_s = loop.time()
-            answer = await connect(ip_address("127.0.0.1"), server.getsockname()[1], 0.1)
-            assert answer == "no answer within 0.1 s"
+            check = TcpCheck(port=server.getsockname()[1], timeout_s=0.1)
+            result = await Runner({}, lambda _: None)._ask(7, ip_address("127.0.0.1"), check)
+            assert result
+            assert result.fault == "no answer within 0.1 s"
             assert 0.09 < loop.time() - started_s < DEADLINE_S
             for each in waiting:
                 each.close()
@@ -165,7 +196,8 @@ def test_what_does_not_answer_is_cut_off() -> None:
 
 
 def test_what_cannot_be_reached_says_what_the_kernel_says() -> None:
-    assert asyncio.run(connect(ip_address("255.255.255.255"), 80, DEADLINE_S)) == "network is unreachable"
+    attempt = TcpCheck(port=80).attempt(ip_address("255.255.255.255"))
+    assert asyncio.run(attempt) == "network is unreachable"
 
 
 def test_a_reload_keeps_health_and_follows_the_targets() -> None:
@@ -176,18 +208,18 @@ def test_a_reload_keeps_health_and_follows_the_targets() -> None:
         assert {each.backend for each in first} == {1, 2}
         with listener(4, port) as server:
             slow = target(4, port, interval_s=60)
-            watched.checker.update({1: target(4, port, rise=5), 3: slow})
-            assert not watched.checker.is_up(1)
-            assert watched.checker.is_up(2)
-            assert watched.checker.is_up(3)
+            watched.update({1: target(4, port, rise=5), 3: slow})
+            assert not watched.is_up(1)
+            assert watched.is_up(2)
+            assert watched.is_up(3)
             assert await watched.next() == Transition(1, True, f"connect to 127.0.0.1:{port}: accepted")
-            watched.checker.update({3: slow})
+            watched.update({3: slow})
             while True:
                 with suppress(BlockingIOError):
                     server.accept()[0].close()
                     continue
                 break
-        watched.checker.update({3: slow, 4: target(4, port)})
+        watched.update({3: slow, 4: target(4, port)})
         assert (await watched.next())[:2] == (4, False)
         with listener(4, port):
             assert (await watched.next())[:2] == (4, True)
@@ -201,16 +233,21 @@ def test_first_checks_are_spread_and_few_at_a_time(monkeypatch: pytest.MonkeyPat
     starts: list[float] = []
     under_way = most = 0
 
-    async def fake(address: Address, port: int, timeout_s: float) -> None:
-        nonlocal under_way, most
-        starts.append(asyncio.get_running_loop().time())
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0.05)
-        under_way -= 1
+    class Slow(Check):
+        type: Literal["slow"] = "slow"
 
-    monkeypatch.setattr(checker_module, "connect", fake)
-    monkeypatch.setattr(checker_module, "MAX_IN_FLIGHT", 2)
+        async def attempt(self, address: Address) -> None:
+            nonlocal under_way, most
+            starts.append(asyncio.get_running_loop().time())
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.05)
+            under_way -= 1
+
+        def question(self, address: Address) -> str:
+            return "slow"
+
+    monkeypatch.setattr(runner_module, "MAX_IN_FLIGHT", 2)
 
     async def body(_: Watch) -> None:
         deadline = asyncio.get_running_loop().time() + DEADLINE_S
@@ -218,7 +255,102 @@ def test_first_checks_are_spread_and_few_at_a_time(monkeypatch: pytest.MonkeyPat
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.sleep(0.01)
 
-    watch({number: target(4, 1, interval_s=0.4) for number in range(20)}, body)
+    slow = Slow(interval_s=0.4, timeout_s=5)
+    watch({number: (ip_address("127.0.0.1"), slow) for number in range(20)}, body)
     assert most == 2
     assert starts[0] < starts[10] < starts[19]
     assert starts[19] - starts[0] > 0.3
+
+
+class Told(Check):
+    """Does what it is told."""
+
+    type: Literal["told"] = "told"
+
+    async def attempt(self, address: Address) -> str | None:
+        return await TOLD[str(address)]()
+
+    def question(self, address: Address) -> str:
+        return f"ask {address}"
+
+
+TOLD: dict[str, Callable[[], Awaitable[str | None]]] = {}
+
+
+def told(address: str, what: Callable[[], Awaitable[str | None]]) -> tuple[Address, Check]:
+    TOLD[address] = what
+    return ip_address(address), Told(interval_s=0.01, timeout_s=5)
+
+
+def failing(error: Exception) -> Callable[[], Awaitable[str | None]]:
+    async def fail() -> str | None:
+        raise error
+
+    return fail
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_what_this_machine_lacks_is_no_backends_fault(caplog: pytest.LogCaptureFixture) -> None:
+    asked = 0
+
+    async def no_descriptor() -> str | None:
+        nonlocal asked
+        asked += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def body(watched: Watch) -> None:
+        await until(lambda: asked > 5)
+        assert watched.results == []
+        assert watched.is_up(1)
+
+    watch({1: told("10.0.0.1", no_descriptor)}, body)
+    assert caplog.text.count("event=checks-hindered") == 1
+
+
+def test_a_check_that_breaks_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def fine() -> str | None:
+        return None
+
+    async def body(watched: Watch) -> None:
+        await until(lambda: len({result.backend for result in watched.results[-9:]}) == 2)
+        broken = next(result for result in watched.results if result.backend == 1)
+        assert broken.text == "ask 10.0.0.1: ZeroDivisionError: oh"
+
+    watch({1: told("10.0.0.1", failing(ZeroDivisionError("oh"))), 2: told("10.0.0.2", fine)}, body)
+    assert "event=check-broken" in caplog.text
+
+
+def test_no_result_comes_of_a_target_that_is_gone() -> None:
+    going_on, over = asyncio.Event(), asyncio.Event()
+
+    async def late() -> str | None:
+        going_on.set()
+        with suppress(asyncio.CancelledError):
+            await over.wait()
+        return "too late"
+
+    async def body(watched: Watch) -> None:
+        await asyncio.wait_for(going_on.wait(), DEADLINE_S)
+        watched.update({})
+        over.set()
+        await asyncio.sleep(0.05)
+        assert watched.results == []
+
+    watch({1: told("10.0.0.1", late)}, body)
+
+
+def test_a_configuration_takes_checks_of_several_types() -> None:
+    class Both(Settings):
+        check: Annotated[Check, OneOfTypes((TcpCheck, Told))]
+
+    assert Both.model_validate({"check": {"port": 80}}).check == TcpCheck(port=80)
+    assert Both.model_validate({"check": {"type": "tcp", "port": 80}}).check == TcpCheck(port=80)
+    assert Both.model_validate({"check": {"type": "told", "rise": 7}}).check == Told(rise=7)
+    for wrong in ({"type": "htp"}, {"type": "told", "port": 80}, {}, {"type": 7}):
+        with pytest.raises(ValidationError):
+            Both.model_validate({"check": wrong})

@@ -1,55 +1,29 @@
-"""What has to change on a host so that a configuration works on it. No I/O.
+"""What has to change on this machine so that a configuration works on it. No I/O.
 
 The order is that in which the changes are made: the rules stand before the VIPs, so that the host's
 own TCP never answers for one.
 
 rp_filter is left alone, also where it is strict (1): requests are rewritten before and replies after
-routing, so that the check sees clients and backends on the interfaces on which they live.
+routing, so that the filter sees clients and backends on the interfaces on which they live.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_network
-from types import MappingProxyType
 
-from loaded_mp.config.model import Address, Config, Interface, Network
+from loaded_mp.config.model import Config
+from loaded_mp.fields import Address, Listener, Network
+from loaded_mp.forwarding import FORWARDINGS
+from loaded_mp.forwarding.forwarding import Chain, Side
 from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.network.rules import (
-    ACCOUNTING_TABLE,
-    LONGEST_PACKET,
-    Family,
-    Side,
-    accounting,
-    listeners_of,
-    nat,
-    postrouting,
-    prerouting,
-    queue_target,
-    translation,
-)
+from loaded_mp.network.host import Host
+from loaded_mp.network.rules import LONGEST_PACKET, NO_REDIRECTS, masquerade, queue_target
+from loaded_mp.services import Family, Part, Services
 
 _IP_FORWARD = "net/ipv4/ip_forward"
 _IP6_FORWARD = "net/ipv6/conf/all/forwarding"
 _ECHO_BROADCASTS = "net/ipv4/icmp_echo_ignore_broadcasts"
-
-
-@dataclass(frozen=True)
-class Link:
-    """A network interface."""
-
-    up: bool
-    mtu: int  #: bytes
-
-
-@dataclass(frozen=True)
-class Host:
-    """What a plan has to know of a host."""
-
-    links: Mapping[str, Link]
-    addresses: tuple[tuple[str, Interface], ...]  #: interface and address
-    routes: tuple[Network, ...]  #: besides those that addresses bring
-    sysctls: Mapping[str, str]  #: path below /proc/sys: value
 
 
 @dataclass(frozen=True)
@@ -71,16 +45,12 @@ class Plan:
         return "\n".join(lines).strip() or "# Nothing has to be changed."
 
 
-#: Name of a service and address of a backend -> the mark that workers give to its connections.
-Marks = Mapping[tuple[str, Address], int]
-NO_MARKS: Marks = MappingProxyType({})
-
-
-def plan(config: Config, host: Host, first_queue: int, workers: int, marks: Marks = NO_MARKS) -> Plan:
-    """The changes that `host` needs for `config`. `marks` holds the backends that the kernel forwards to.
+def plan(services: Services, host: Host) -> Plan:
+    """The changes that `host` needs for the services.
 
     Raises NetworkError if an interface of the configuration does not exist.
     """
+    config = services.config
     for key, name in (
         ("network.public_interface", config.network.public_interface),
         ("network.private_interface", config.network.private_interface),
@@ -92,50 +62,28 @@ def plan(config: Config, host: Host, first_queue: int, workers: int, marks: Mark
     addresses = _addresses(config, host)
     changes: list[Change] = [
         *_links(config, host),
-        *_sysctls(config, host),
+        *_sysctls(services, host),
         *(address for address in addresses if not address.vip),
-        *_routes(config, host, addresses),
-        *_chains(config, host, queue_target(first_queue, workers), marks),
+        *_routes(services, host, addresses),
+        *(chain for family in services.families for chain in _chains(services, host, family)),
         *(address for address in addresses if address.vip),
     ]
-    return Plan(tuple(changes), tuple(_notes(config, host)))
+    return Plan(tuple(changes), tuple(_notes(services, host)))
 
 
-def without(host: Host, changes: Sequence[Change]) -> Host:
-    """The host as it was before the changes were made to it."""
-    links, addresses, routes = dict(host.links), list(host.addresses), list(host.routes)
-    sysctls = dict(host.sysctls)
-    for change in changes:
-        if isinstance(change, SetLinkUp) and change.link in links:
-            links[change.link] = replace(links[change.link], up=False)
-        elif isinstance(change, AddAddress):
-            addresses = [each for each in addresses if each != (change.link, change.address)]
-        elif isinstance(change, AddRoute):
-            routes = [each for each in routes if each != change.network]
-        elif isinstance(change, SetSysctl) and change.previous is not None:
-            sysctls[change.path] = change.previous
-    return Host(links, tuple(addresses), tuple(routes), sysctls)
-
-
-def _families(config: Config) -> list[Family]:
-    versions = {vip.version for service in config.services for vip in service.vips}
-    return [family for family in (4, 6) if family in versions]
-
-
-def _backends(config: Config, family: Family) -> list[Address]:
-    found = (backend.address for service in config.services for backend in service.backends)
-    return [address for address in dict.fromkeys(found) if address.version == family]
-
-
-def _backend_networks(config: Config, family: Family) -> tuple[Network, ...]:
+def _backend_networks(services: Services, family: Family) -> tuple[Network, ...]:
     """The networks of the configuration, and each backend outside of them by itself."""
-    given = [network for network in config.network.backend_networks if network.version == family]
+    given = [each for each in services.config.network.backend_networks if each.version == family]
     alone = [
         ip_network(backend)
-        for backend in _backends(config, family)
+        for backend in _backends(services.of_family(family)).values()
         if not any(backend in network for network in given)
     ]
-    return (*given, *alone)
+    return tuple(dict.fromkeys((*given, *alone)))
+
+
+def _backends(parts: Sequence[Part]) -> dict[int, Address]:
+    return {number: backend.address for part in parts for number, backend in part.backends.items()}
 
 
 def _interfaces(config: Config) -> list[str]:
@@ -190,17 +138,17 @@ def _addresses(config: Config, host: Host) -> list[AddAddress]:
     ]
 
 
-def _routes(config: Config, host: Host, added: Sequence[AddAddress]) -> list[AddRoute]:
+def _routes(services: Services, host: Host, added: Sequence[AddAddress]) -> list[AddRoute]:
     """To the backends, where neither a route (the default does not count) nor an address leads there."""
-    link = config.network.private_interface
+    link = services.config.network.private_interface
     if not link:
         return []
     reached = [*host.routes, *(address.network for _, address in host.addresses)]
     reached += [change.address.network for change in added]
     return [
         AddRoute(link=link, network=network, why="the backends are on this interface")
-        for family in _families(config)
-        for network in _backend_networks(config, family)
+        for family in services.families
+        for network in _backend_networks(services, family)
         if not any(_covers(route, network) for route in reached)
     ]
 
@@ -213,8 +161,8 @@ def _covers(route: Network, network: Network) -> bool:
     )
 
 
-def _sysctls(config: Config, host: Host) -> list[SetSysctl]:
-    families = _families(config)
+def _sysctls(services: Services, host: Host) -> list[SetSysctl]:
+    config, families = services.config, services.families
     named = _interfaces(config)
     others = [name for name in host.links if name != "lo"]
     wanted: list[tuple[str, str, str]] = []
@@ -278,52 +226,65 @@ def _along(path: str, host: Host) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _chains(config: Config, host: Host, queue: str, marks: Marks) -> list[AddChain]:
+def _chains(services: Services, host: Host, family: Family) -> Iterator[AddChain]:
     """Replies before requests: a flow that no reply rule knows yet must not come to be."""
-    clamp = any(link.mtu > LONGEST_PACKET + 3 for name, link in host.links.items() if name != "lo")
-    chains = []
-    for family in _families(config):
-        networks = _backend_networks(config, family)
-        backends = _backends(config, family)
-        here = [address.ip for _, address in host.addresses]
-        here += [address.ip for address in config.network.private_addresses + config.network.public_addresses]
-        side = Side(
-            family,
-            listeners_of(config, family, "rewrite"),
-            listeners_of(config, family, "conntrack"),
-            tuple((address, mark) for (_, address), mark in marks.items() if address.version == family),
-            networks,
-            tuple(server for server in config.network.name_servers if server.version == family),
-            tuple(
-                address
-                for address in dict.fromkeys(here)
-                if any(address in network for network in networks) and address not in backends
-            ),
-            queue,
-            _narrow_mtu(config, host),
-        )
-        wanted = []
-        if config.network.masquerade:
-            why = "what backends start themselves leaves under this host's address"
-            wanted.append(("nat", "POSTROUTING", "", "LOADED-NAT", nat(side), why))
-        if side.translated:
-            why = "connections that the kernel translates"
-            for name, (match, rules) in accounting(side).items():
-                wanted.append((ACCOUNTING_TABLE, "FORWARD", match, name, rules, why))
-            wanted.append(("nat", "PREROUTING", "", "LOADED-DNAT", translation(side), why))
-        replies, requests = postrouting(side, clamp), prerouting(side)
-        wanted += [
-            ("mangle", "POSTROUTING", "", "LOADED-POSTROUTING", replies, "replies of backends"),
-            ("raw", "PREROUTING", "", "LOADED-PREROUTING", requests, "packets for VIPs"),
-        ]
-        chains += [
-            AddChain(
-                family=family, table=table, hook=hook, match=match, name=name, rules=tuple(rules), why=why
-            )
-            for table, hook, match, name, rules, why in wanted
-            if rules
-        ]
-    return chains
+    for chain in _wanted_chains(services, host, family):
+        if chain.rules:
+            yield AddChain(family=family, variant=host.iptables, **chain._asdict())
+
+
+def _wanted_chains(services: Services, host: Host, family: Family) -> Iterator[Chain]:
+    if services.config.network.masquerade:
+        rules = tuple(masquerade(_backend_networks(services, family)))
+        why = "what backends start themselves leaves under this host's address"
+        yield Chain("nat", "POSTROUTING", "LOADED-NAT", rules, why)
+    found = [
+        chain
+        for name, forwarding in FORWARDINGS.items()
+        for chain in forwarding.chains(_side(services, host, family, name))
+    ]
+    if family == 6 and not any(chain.hook == "POSTROUTING" for chain in found):
+        why = "nobody is shown a way around the balancer"
+        yield Chain("mangle", "POSTROUTING", "LOADED-POSTROUTING", (NO_REDIRECTS,), why)
+    yield from found
+
+
+def _side(services: Services, host: Host, family: Family, forwarding: str) -> Side:
+    config, parts = services.config, services.of_family(family)
+    here = [part for part in parts if part.service.forwarding == forwarding]
+    others = dict.fromkeys(part.service.forwarding for part in parts if part not in here)
+    backends = set(_backends(parts).values())
+    networks = _backend_networks(services, family)
+    own = [address.ip for _, address in host.addresses]
+    own += [address.ip for address in config.network.private_addresses + config.network.public_addresses]
+    return Side(
+        family,
+        _vips(here),
+        _backends(here),
+        networks,
+        tuple(server for server in config.network.name_servers if server.version == family),
+        tuple(
+            address
+            for address in dict.fromkeys(own)
+            if any(address in network for network in networks) and address not in backends
+        ),
+        queue_target(services.queues),
+        tuple(match for name in others if (match := FORWARDINGS[name].spared)),
+        _narrow_mtu(config, host),
+        any(link.mtu > LONGEST_PACKET + 3 for name, link in host.links.items() if name != "lo"),
+    )
+
+
+def _vips(parts: Sequence[Part]) -> dict[Address, tuple[Listener, ...]]:
+    """What is answered on each VIP, over all services on it; empty: everything."""
+    found: dict[Address, tuple[Listener, ...]] = {}
+    everything = set()
+    for part in parts:
+        for vip in part.vips.values():
+            found[vip] = tuple(dict.fromkeys((*found.get(vip, ()), *part.service.listen)))
+            if not part.service.listen:
+                everything.add(vip)
+    return {vip: () if vip in everything else listeners for vip, listeners in found.items()}
 
 
 def _narrow_mtu(config: Config, host: Host) -> int | None:
@@ -334,8 +295,8 @@ def _narrow_mtu(config: Config, host: Host) -> int | None:
     return private if public and private and private < public else None
 
 
-def _notes(config: Config, host: Host) -> list[str]:
-    network = config.network
+def _notes(services: Services, host: Host) -> list[str]:
+    config, network = services.config, services.config.network
     notes = []
     if not network.public_interface:
         notes.append(
@@ -351,7 +312,7 @@ def _notes(config: Config, host: Host) -> list[str]:
         network.broadcast in address.network for address in network.private_addresses
     ):
         notes.append(f"network.broadcast: {network.broadcast} is in the network of no private address")
-    for family in _families(config):
+    for family in services.families:
         vips = {vip.ip for service in config.services for vip in service.vips}
         own = [address.ip for link, address in host.addresses if link == network.public_interface]
         own += [address.ip for address in network.public_addresses]

@@ -1,0 +1,151 @@
+"""The values that settings are made of.
+
+Times are in seconds, addresses in any notation that the ipaddress module reads.
+"""
+
+from collections.abc import Callable, Iterable
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+
+def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
+    """One mistake for a bad address, where pydantic would report one for each family."""
+
+    def checked(value: Any) -> Any:
+        if not isinstance(value, str):
+            if type(value).__module__ == "ipaddress":
+                return value
+            raise ValueError(f"expected {wanted}, in quotes")
+        if "%" in value:
+            raise ValueError(f"expected {wanted}, the same on every interface: without %")
+        try:
+            return read(value)
+        except ValueError:
+            raise ValueError(f"expected {wanted}") from None
+
+    return BeforeValidator(checked)
+
+
+AddressField = Annotated[Address, _reader(ip_address, "an IPv4 or IPv6 address")]
+InterfaceField = Annotated[Interface, _reader(ip_interface, "an address, with or without a prefix length")]
+BroadcastField = Annotated[IPv4Address, _reader(IPv4Address, "an IPv4 address")]
+NetworkField = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
+
+Protocol = Literal["tcp", "udp", "icmp"]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+def _interface_name(name: str) -> str:
+    """Refuse what the kernel refuses (net/core/dev.c, dev_valid_name)."""
+    refused = any(c in "/:" or c.isspace() or not c.isprintable() for c in name)
+    if refused or not 1 <= len(name.encode()) <= 15 or name in (".", ".."):
+        raise ValueError("expected the name of a network interface, 1 to 15 bytes")
+    return name
+
+
+InterfaceName = Annotated[str, AfterValidator(_interface_name)]
+
+
+def one_of(names: Iterable[str]) -> AfterValidator:
+    """Refuse text that is none of `names`."""
+    *others, last = map(repr, names)
+    wanted = f"{', '.join(others)} or {last}" if others else last
+
+    def checked(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"expected {wanted}")
+        return text
+
+    return AfterValidator(checked)
+
+
+def _host_and_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if text and not (
+        colon and port.isdecimal() and 1 <= int(port) <= 65_535 and (bracketed or ":" not in host)
+    ):
+        raise ValueError("expected HOST:PORT, an IPv6 address in brackets")
+    return text
+
+
+HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
+
+
+class Settings(BaseModel):
+    """Frozen, and rejects keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation is not bool:
+            raise ValueError("expected no true or false")
+        return value
+
+
+class Listener(Settings):
+    """What a service answers on its VIPs: `tcp/80`, `udp/5000-5010`, `tcp` or `icmp`."""
+
+    protocol: Protocol
+    first_port: int = Field(default=0, ge=0, le=65_535)
+    last_port: int = Field(default=65_535, ge=0, le=65_535)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, dict | Listener):
+            return value
+        if not isinstance(value, str):
+            raise ValueError("expected text as in tcp/80")
+        protocol, slash, ports = value.strip().partition("/")
+        if protocol not in ("tcp", "udp", "icmp") or (slash and protocol == "icmp"):
+            raise ValueError("expected tcp, udp or icmp, for tcp and udp with /PORT or /FIRST-LAST")
+        if not slash:
+            return {"protocol": protocol}
+        first, dash, last = ports.partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last) <= 65_535:
+            raise ValueError("expected a port or a range FIRST-LAST within 1-65535")
+        return {"protocol": protocol, "first_port": int(first), "last_port": int(last)}
+
+    @model_validator(mode="after")
+    def _range_has_ports(self) -> Self:
+        if self.first_port > self.last_port:
+            raise ValueError("expected a last_port that is not below first_port")
+        return self
+
+    def __str__(self) -> str:
+        if (self.first_port, self.last_port) == (0, 65_535):
+            return self.protocol
+        if self.first_port == self.last_port:
+            return f"{self.protocol}/{self.first_port}"
+        return f"{self.protocol}/{self.first_port}-{self.last_port}"

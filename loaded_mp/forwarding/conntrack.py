@@ -1,0 +1,100 @@
+"""The kernel's NAT writes the addresses, on a worker's word.
+
+Only the first packet of a connection is queued (nat PREROUTING, where no other comes); it passes there once
+more with the mark of a backend, by which the connection is translated as long as it lives. The mark stays
+with the connection (connmark), which is how its packets are counted and how the connections of a backend are
+found.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from loaded_mp.forwarding.forwarding import Chain, Counted, Family, Forwarding, Side
+from loaded_mp.memory.counters import BackendCounter
+from loaded_mp.memory.snapshot import MARK, Answer
+from loaded_mp.network import iptables
+from loaded_mp.network.rules import limits, words
+
+#: The part of a mark that says that it is ours.
+_MARK_MASK = 0xFFFF_0000
+_WHOLE_MARK = 0xFFFF_FFFF
+
+#: Where forwarded packets are counted. Each table costs each packet at each of its hooks: mangle has five,
+#: this one three, of which a forwarded packet passes one; and it comes last, so that what a firewall does
+#: in the others makes no difference to what is counted.
+_COUNTING_TABLE = "security"
+#: Backends whose counters share a chain: with 1,000, a packet passes as many jumps as backends in its chain.
+_COUNTED_TOGETHER = 32
+_COUNTER = re.compile(r"\[(\d+):(\d+)\] -A LOADED-FORWARD-\d+ -([ds]) \S+ -m connmark --mark (0x[0-9a-f]+) ")
+_COLUMNS = {
+    "d": (BackendCounter.TO_BACKEND_PACKETS, BackendCounter.TO_BACKEND_BYTES),
+    "s": (BackendCounter.TO_CLIENT_PACKETS, BackendCounter.TO_CLIENT_BYTES),
+}
+_WHY = "connections that the kernel translates"
+
+
+class Conntrack(Forwarding):
+    """Marks from workers, addresses from conntrack."""
+
+    who: ClassVar[str] = "the kernel's NAT"
+    needs: ClassVar[str] = (
+        "the table security, the matches mark and connmark and the target DNAT (xt_mark, xt_connmark, xt_nat)"
+    )
+    answer: ClassVar[Answer] = Answer.MARK
+    spared: ClassVar[str] = "-m conntrack --ctstate DNAT"
+
+    def chains(self, side: Side) -> Iterator[Chain]:
+        """LOADED-FORWARD-* counts what is forwarded, LOADED-DNAT sees first packets."""
+        if side.vips:
+            yield from _counting(side)
+            yield Chain("nat", "PREROUTING", "LOADED-DNAT", tuple(_translating(side)), _WHY)
+
+    def counted(self, families: tuple[Family, ...]) -> dict[int, Counted]:
+        """What the rules in LOADED-FORWARD-* have counted since they were put."""
+        counted: dict[int, dict[BackendCounter, int]] = {}
+        for family in families:
+            for *figures, end, mark in _COUNTER.findall(iptables.saved(family, _COUNTING_TABLE)):
+                backend = int(mark, 16) - MARK
+                counted.setdefault(backend, {}).update(zip(_COLUMNS[end], map(int, figures), strict=True))
+        return dict(counted)
+
+    def forget(self, backend: int) -> None:
+        """Delete the connections of a backend.
+
+        A TCP client is then told at its next packet, by a reset from another backend; UDP goes to that one.
+        """
+        from loaded_mp.network.conntrack import forget_connections  # noqa: PLC0415 (names need no netlink)
+
+        forget_connections(MARK + backend)
+
+
+def _translating(side: Side) -> Iterator[str]:
+    """First packets to the queue, then by their mark to a backend.
+
+    The mark goes to the connection. Only first packets come here, so the others pay nothing for it.
+    """
+    if side.backends:
+        ours = f"{MARK & _MARK_MASK:#x}/{_MARK_MASK:#x}"
+        yield f"-m mark --mark {ours} -j CONNMARK --save-mark"
+    for backend, address in side.backends.items():
+        yield f"-m mark --mark {MARK + backend:#x} -j DNAT --to-destination {address}"
+    for vip, listeners in side.vips.items():
+        yield from (
+            words(f"-d {vip}", match, side.queue) for match in limits(listeners, side.family, "dport")
+        )
+
+
+def _counting(side: Side) -> Iterator[Chain]:
+    """A counter for each backend and direction.
+
+    A packet passes one chain only, so that what it pays for many backends grows with their square root.
+    """
+    chains: dict[int, list[str]] = {}
+    for backend, address in side.backends.items():
+        rules = chains.setdefault(backend // _COUNTED_TOGETHER, [])
+        rules += [f"{way} {address} -m connmark --mark {MARK + backend:#x} -j RETURN" for way in ("-d", "-s")]
+    for number, rules in chains.items():
+        first = MARK + number * _COUNTED_TOGETHER
+        match = f"-m connmark --mark {first:#x}/{_WHOLE_MARK - _COUNTED_TOGETHER + 1:#x}"
+        yield Chain(_COUNTING_TABLE, "FORWARD", f"LOADED-FORWARD-{number}", tuple(rules), _WHY, match)

@@ -1,0 +1,66 @@
+"""What a way of forwarding is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from loaded_mp.fields import Address, Listener, Network
+from loaded_mp.memory.counters import BackendCounter
+from loaded_mp.memory.snapshot import Answer
+
+Family = Literal[4, 6]
+
+#: What was counted for a backend.
+Counted = Mapping[BackendCounter, int]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the rules of one family speak of, for the services that are forwarded in one way."""
+
+    family: Family
+    vips: Mapping[Address, tuple[Listener, ...]]  #: what is answered on each; empty: everything
+    backends: Mapping[int, Address]  #: by backend id
+    networks: tuple[Network, ...]  #: of all backends
+    name_servers: tuple[Address, ...]
+    own_addresses: tuple[Address, ...]  #: of this host, within `networks`
+    queue: str  #: the queue target
+    spared: tuple[str, ...]  #: matches of replies that other ways of forwarding see to
+    narrow_mtu: int | None  #: of the way to the backends, where it is smaller than that to the clients
+    long_packets: bool  #: whether packets may be longer than a queue's message can be
+
+
+class Chain(NamedTuple):
+    """A chain of our own; the fields are those of AddChain."""
+
+    table: str
+    hook: str
+    name: str
+    rules: tuple[str, ...]
+    why: str
+    match: str = ""
+
+
+class Forwarding(ABC):
+    """Who writes the addresses, and how."""
+
+    #: Who does, for people.
+    who: ClassVar[str]
+    #: What the kernel has to have for it, for people.
+    needs: ClassVar[str]
+    #: What a worker does with a packet.
+    answer: ClassVar[Answer]
+    #: Match of the replies that no worker needs to see; empty: there are none.
+    spared: ClassVar[str] = ""
+
+    @abstractmethod
+    def chains(self, side: Side) -> Iterator[Chain]:
+        """The chains that bring packets where they are decided; replies come before requests."""
+
+    def counted(self, families: tuple[Family, ...]) -> dict[int, Counted]:
+        """What others than workers counted since their counters began, by backend id. Raises NetworkError."""
+        return {}
+
+    def forget(self, backend: int) -> None:  # noqa: B027 (most have nothing to let go of)
+        """Let go of the connections that others than workers hold for a backend id. Raises NetworkError."""

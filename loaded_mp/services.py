@@ -1,0 +1,180 @@
+"""What a configuration becomes: its names as the numbers by which workers know them.
+
+Numbers outlive a configuration: the flow table holds them. Whoever takes a name out of the configuration
+releases its number once no flow holds it any more.
+"""
+
+import os
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+
+from loaded_mp.config.model import Backend, Config, Service
+from loaded_mp.fields import Address
+from loaded_mp.memory.snapshot import MAX_BACKENDS, MAX_LISTENERS, MAX_SERVICES, MAX_SLOTS, MAX_VIPS
+from loaded_mp.schedulers.scheduler import MAX_ROUND
+
+Family = Literal[4, 6]
+Key = TypeVar("Key", bound=Hashable)
+
+ServiceKey = tuple[str, Family]  #: name of the service
+BackendKey = tuple[str, Address]  #: name of the service
+
+
+class TooLargeError(Exception):
+    """A configuration needs more of something than workers have room for; the text says of what."""
+
+    def __init__(self, what: str, needed: int, limit: int, advice: str) -> None:
+        super().__init__(f"the configuration needs {needed:,} {what}, there is room for {limit:,}: {advice}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One family of a service, which is what workers know as a service."""
+
+    id: int
+    family: Family
+    service: Service
+    vips: dict[int, Address]  #: by VIP id
+    backends: dict[int, Backend]  #: by backend id
+
+
+@dataclass(frozen=True)
+class Services:
+    """A configuration in numbers."""
+
+    config: Config
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def queues(self) -> range:
+        """The numbers of the queues, one for each worker."""
+        return queues_of(self.config)
+
+    @cached_property
+    def families(self) -> tuple[Family, ...]:
+        """The families in which there are VIPs, in ascending order."""
+        return tuple(sorted({part.family for part in self.parts}))
+
+    @cached_property
+    def by_name(self) -> dict[str, tuple[Part, ...]]:
+        """The parts of each service, in the order of the configuration."""
+        grouped: dict[str, tuple[Part, ...]] = {}
+        for part in self.parts:
+            grouped[part.service.name] = (*grouped.get(part.service.name, ()), part)
+        return grouped
+
+    @cached_property
+    def part_of(self) -> dict[int, Part]:
+        """The part of each backend id."""
+        return {number: part for part in self.parts for number in part.backends}
+
+    def of_family(self, family: Family) -> tuple[Part, ...]:
+        """The parts of a family."""
+        return tuple(part for part in self.parts if part.family == family)
+
+
+def services_of(config: Config) -> Services:
+    """A configuration in numbers that nothing has used before. Raises TooLargeError."""
+    return Ids().expand(config)
+
+
+def queues_of(config: Config) -> range:
+    """The numbers of the queues that a configuration asks for, one for each worker."""
+    return range(config.first_queue, config.first_queue + worker_count(config))
+
+
+def worker_count(config: Config) -> int:
+    """How many workers a configuration asks for; by default one for each core that we may use."""
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+class IdTable(Generic[Key]):
+    """Numbers below `limit` for keys. A key keeps its number until it is released."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        self._what = what
+        self._limit = limit
+        self._ids: dict[Key, int] = {}
+        self._keys: dict[int, Key] = {}
+        self._free = list(range(limit - 1, -1, -1))
+
+    def require_room(self, keys: Iterable[Key]) -> None:
+        """Raise TooLargeError unless every one of `keys` can have a number beside those that are held."""
+        needed = len(self._ids.keys() | set(keys))
+        if needed > self._limit:
+            advice = "use fewer (those that a reload removed count until their flows are forgotten)"
+            raise TooLargeError(self._what, needed, self._limit, advice)
+
+    def id_of(self, key: Key) -> int:
+        """The number of a key, a new one if it has none. See `require_room`."""
+        if key not in self._ids:
+            number = self._free.pop()
+            self._ids[key], self._keys[number] = number, key
+        return self._ids[key]
+
+    def release(self, number: int) -> None:
+        """Let a number be given to another key. Raises KeyError if nobody holds it."""
+        del self._ids[self._keys.pop(number)]
+        self._free.append(number)
+
+    def held(self) -> set[int]:
+        """All numbers that are given out."""
+        return set(self._keys)
+
+
+class Ids:
+    """The ids of services, VIPs and backends."""
+
+    def __init__(self) -> None:
+        self.services: IdTable[ServiceKey] = IdTable("services (each family counts)", MAX_SERVICES)
+        self.vips: IdTable[Address] = IdTable("VIPs", MAX_VIPS)
+        self.backends: IdTable[BackendKey] = IdTable("backends (one in two services is two)", MAX_BACKENDS)
+
+    def expand(self, config: Config) -> Services:
+        """A configuration in numbers. Raises TooLargeError, and then changes nothing.
+
+        A family in which a service has no VIP is left out.
+        """
+        families = [
+            (service, family, vips, [each for each in service.backends if each.address.version == family])
+            for service in config.services
+            for family in _FAMILIES
+            if (vips := list(dict.fromkeys(vip.ip for vip in service.vips if vip.version == family)))
+        ]
+        self.services.require_room((service.name, family) for service, family, _, _ in families)
+        self.vips.require_room(vip for _, _, vips, _ in families for vip in vips)
+        self.backends.require_room(
+            (s.name, each.address) for s, _, _, backends in families for each in backends
+        )
+        listeners = sum(len(vips) * max(1, len(service.listen)) for service, _, vips, _ in families)
+        if listeners > MAX_LISTENERS:
+            advice = "use port ranges or fewer entries in listen"
+            raise TooLargeError("listeners on its VIPs", listeners, MAX_LISTENERS, advice)
+        slots = sum(_most_slots([each.weight for each in backends]) for _, _, _, backends in families)
+        if slots > MAX_SLOTS:
+            raise TooLargeError(
+                "scheduler slots", slots, MAX_SLOTS, "use smaller weights of the same proportion"
+            )
+        parts = tuple(
+            Part(
+                self.services.id_of((service.name, family)),
+                family,
+                service,
+                {self.vips.id_of(vip): vip for vip in vips},
+                {self.backends.id_of((service.name, each.address)): each for each in backends},
+            )
+            for service, family, vips, backends in families
+        )
+        return Services(config, parts)
+
+
+_FAMILIES: tuple[Family, ...] = (4, 6)
+
+
+def _most_slots(weights: list[int]) -> int:
+    """How many slots any scheduler takes for these weights, whichever of them are set to 0."""
+    return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))

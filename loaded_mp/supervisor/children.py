@@ -1,23 +1,21 @@
 """The worker processes: forked, watched, replaced."""
 
 import asyncio
-import contextlib
 import ctypes
 import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from loaded_mp import worker
-from loaded_mp.datapath.queue import Queue
 from loaded_mp.log import event
-from loaded_mp.memory.shared import HEARTBEAT_MS, SharedMemory
+from loaded_mp.worker import DRAIN_S, Place
 
 log = logging.getLogger(__name__)
 
+#: How the names of workers begin (comm in /proc).
+NAME = "loaded-mp-w"
 #: A worker that has not been heard of for so long is replaced. Its loop speaks up every 0.1 s.
 HANG_S = 2.0
 _WATCH_S = 0.25
@@ -25,7 +23,6 @@ _WATCH_S = 0.25
 _SOUND_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _START_TIMEOUT_S = 10.0
-_NAME = "loaded-mp-w"
 _PR_SET_NAME = 15
 
 
@@ -35,11 +32,9 @@ class StartError(Exception):
 
 @dataclass
 class Child:
-    """One worker's place, whoever fills it."""
+    """Who fills a worker's place."""
 
-    number: int
-    queue: Queue
-    core: int | None
+    place: Place
     pid: int = 0  #: 0: nobody at the moment
     started_s: float = 0.0
     restarts: int = 0
@@ -48,46 +43,58 @@ class Child:
 
 
 class Children:
-    """All workers of this daemon."""
+    """All workers of this daemon. Times are those of `clock`, in seconds."""
 
     def __init__(
-        self, memory: SharedMemory, queues: Sequence[Queue], cores: Sequence[int | None], user: str
+        self,
+        places: Sequence[Place],
+        work: Callable[[Place, bool], object],
+        heartbeat_s: Callable[[int], float],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._memory = memory
-        self._user = user
+        """`work` is what a child does with its place, and whether it replaces another; then it ends.
+
+        `heartbeat_s` says when the worker of a number was last heard of.
+        """
+        self._work = work
+        self._heartbeat_s = heartbeat_s
+        self._clock = clock
+        self._watched_s = clock()
         self._stopping = False
-        self.children = [
-            Child(number, queue, core) for number, (queue, core) in enumerate(zip(queues, cores, strict=True))
-        ]
+        self.children = [Child(place) for place in places]
 
     async def start(self) -> None:
         """Fork all workers and wait until each has been heard of. Raises StartError."""
         for child in self.children:
             self._fork(child)
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not all(child.pid and self._heartbeat_s(child) >= child.started_s for child in self.children):
+        deadline_s = self._clock() + _START_TIMEOUT_S
+        while not all(child.pid and self._heard_s(child) >= child.started_s for child in self.children):
             self.reap()
-            if any(child.restarts for child in self.children) or time.monotonic() > deadline:
+            if any(child.restarts for child in self.children) or self._clock() > deadline_s:
                 raise StartError("the workers do not come up; the lines above say why")
             await asyncio.sleep(0.005)
+        self._watched_s = self._clock()
 
     async def watch(self) -> None:
         """Replace workers that died or hang, until cancelled."""
-        watched_s = time.monotonic()
         while True:
-            self.reap()
-            now = time.monotonic()
-            # If we were held up ourselves, so were the workers: they get time to speak up first.
-            late = now - watched_s > HANG_S / 2
-            watched_s = now
-            for child in self.children:
-                if not child.pid:
-                    if now >= child.due_s:
-                        self._fork(child)
-                elif not late and now - max(self._heartbeat_s(child), child.started_s) > HANG_S:
-                    log.error(event("worker-hangs", worker=child.number, pid=child.pid, silent_s=HANG_S))
-                    os.kill(child.pid, signal.SIGKILL)
+            self.look()
             await asyncio.sleep(_WATCH_S)
+
+    def look(self) -> None:
+        """Replace workers that died or hang."""
+        self.reap()
+        now_s = self._clock()
+        # If we were held up ourselves, so were the workers: they get time to speak up first.
+        late = now_s - self._watched_s > HANG_S / 2
+        self._watched_s = now_s
+        for child in self.children:
+            if not child.pid:
+                if now_s >= child.due_s:
+                    self._fork(child)
+            elif not late and now_s - max(self._heard_s(child), child.started_s) > HANG_S:
+                log.error(event("worker-hangs", worker=child.place.number, pid=child.pid, silent_s=HANG_S))
+                os.kill(child.pid, signal.SIGKILL)
 
     def reap(self) -> None:
         """Take note of workers that ended and replace them; to be called at SIGCHLD."""
@@ -104,22 +111,22 @@ class Children:
         for child in self.children:
             if child.pid:
                 os.kill(child.pid, signal.SIGTERM)
-        deadline = time.monotonic() + worker.DRAIN_S + 1
+        deadline_s = self._clock() + DRAIN_S + 1
         while any(child.pid for child in self.children):
-            if time.monotonic() > deadline:
+            if self._clock() > deadline_s:
                 for child in self.children:
                     if child.pid:
-                        log.error(event("worker-killed", worker=child.number, pid=child.pid))
+                        log.error(event("worker-killed", worker=child.place.number, pid=child.pid))
                         os.kill(child.pid, signal.SIGKILL)
-                deadline = float("inf")
+                deadline_s = float("inf")
             await asyncio.sleep(0.01)
             self.reap()
 
-    def _heartbeat_s(self, child: Child) -> float:
-        return float(self._memory.workers[child.number, HEARTBEAT_MS]) / 1000
+    def _heard_s(self, child: Child) -> float:
+        return self._heartbeat_s(child.place.number)
 
     def _ended(self, child: Child, code: int) -> None:
-        lived_s = time.monotonic() - child.started_s
+        lived_s = self._clock() - child.started_s
         pid, child.pid = child.pid, 0
         if self._stopping:
             return
@@ -129,40 +136,32 @@ class Children:
         log.error(
             event(
                 "worker-died",
-                worker=child.number,
+                worker=child.place.number,
                 pid=pid,
                 cause=f"signal {-code}" if code < 0 else f"status {code}",
                 lived_s=f"{lived_s:.1f}",
                 restart_in_s=child.pause_s,
             )
         )
-        child.due_s = time.monotonic() + child.pause_s
+        child.due_s = self._clock() + child.pause_s
         child.pause_s = min(max(_FIRST_PAUSE_S, child.pause_s * 2), _LONGEST_PAUSE_S)
-        if child.due_s <= time.monotonic():
+        if child.due_s <= self._clock():
             self._fork(child)
 
     def _fork(self, child: Child) -> None:
         # Rounded down: the heartbeat is in whole milliseconds.
-        child.started_s = int(time.monotonic() * 1000) / 1000
+        child.started_s = int(self._clock() * 1000) / 1000
         replacing = child.restarts > 0
         child.pid = os.fork()
         if child.pid:
             if replacing:
-                log.info(event("worker-started", worker=child.number, pid=child.pid))
+                log.info(event("worker-started", worker=child.place.number, pid=child.pid))
             return
         try:
             signal.set_wakeup_fd(-1)
-            ctypes.CDLL(None).prctl(_PR_SET_NAME, f"{_NAME}{child.number}".encode(), 0, 0, 0)
-            _close_all_but(child.queue.descriptor)
-            worker.run(
-                self._memory,
-                child.number,
-                child.queue.descriptor,
-                child.queue.number,
-                child.core,
-                self._user,
-                replacing,
-            )
+            ctypes.CDLL(None).prctl(_PR_SET_NAME, f"{NAME}{child.place.number}".encode(), 0, 0, 0)
+            _close_all_but(child.place.descriptor)
+            self._work(child.place, replacing)
         finally:
             os._exit(1)
 
@@ -171,37 +170,3 @@ def _close_all_but(descriptor: int) -> None:
     """Close everything that was inherited except the standard streams and `descriptor`."""
     os.closerange(3, descriptor)
     os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
-
-
-def _orphans() -> list[int]:
-    """Workers in this network namespace whose supervisor is another process than this."""
-    here = os.readlink("/proc/self/ns/net")
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        try:
-            if (
-                (folder / "comm").read_text().startswith(_NAME)
-                and os.readlink(folder / "ns/net") == here
-                and int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) != os.getpid()
-            ):
-                found.append(int(folder.name))
-        except OSError:  # it ended meanwhile
-            continue
-    return found
-
-
-def end_orphans() -> int:
-    """End the workers that a killed supervisor left behind in this network namespace; returns how many.
-
-    To be called by the only supervisor of the namespace, before it opens its queues.
-    """
-    orphans = _orphans()
-    for pid in orphans:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 2
-    while _orphans() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return len(orphans)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from loaded_mp.flows.atomics import add
-from loaded_mp.memory.shared import GENERATION, SharedMemory
+from loaded_mp.memory.shared import SharedMemory, Stamp
 from loaded_mp.memory.snapshot import Snapshot
 
 _POLL_S = 0.01
@@ -36,5 +36,5 @@ class Publisher:
 
         A worker that hangs is replaced after a while, and its replacement stamps: so this ends.
         """
-        while self.generation > 1 and self._memory.workers[:, GENERATION].min() < self.generation:
+        while self.generation > 1 and self._memory.stamps[:, Stamp.GENERATION].min() < self.generation:
             await asyncio.sleep(_POLL_S)

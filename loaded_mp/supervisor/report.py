@@ -1,120 +1,110 @@
 """What the daemon says of itself, read from shared memory."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
 
 import loaded_mp
-from loaded_mp.config.model import Config
-from loaded_mp.memory.shared import (
-    BATCHES,
-    EVICTIONS,
-    NEW_FLOWS,
-    OVERRUNS,
-    PACKETS,
-    TO_BACKEND_BYTES,
-    TO_BACKEND_PACKETS,
-    TO_CLIENT_BYTES,
-    TO_CLIENT_PACKETS,
-    SharedMemory,
-    memory_bytes,
-)
+from loaded_mp.forwarding.forwarding import Counted
+from loaded_mp.memory.counters import BackendCounter, FlowTableCounter, WorkerCounter
+from loaded_mp.memory.shared import SharedMemory, memory_bytes
 from loaded_mp.metrics.queues import QueueStatus, read_queues
-from loaded_mp.network.conntrack import Counted
 from loaded_mp.packet.reasons import Reason
+from loaded_mp.services import Part
 from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Status, WorkerStatus
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Child, Children
 from loaded_mp.supervisor.publisher import Publisher
-from loaded_mp.supervisor.snapshots import Part
-from loaded_mp.supervisor.sweep import Sweeper
+from loaded_mp.supervisor.sweep import Count
 
 
+@dataclass(frozen=True)
 class Report:
     """Reads the daemon's state when asked."""
 
-    def __init__(
-        self,
-        memory: SharedMemory,
-        backends: Backends,
-        children: Children,
-        sweeper: Sweeper,
-        publisher: Publisher,
-        accounting: Accounting,
-    ) -> None:
-        self._memory = memory
-        self._backends = backends
-        self._children = children
-        self._sweeper = sweeper
-        self._publisher = publisher
-        self._accounting = accounting
-        self._started_s = time.monotonic()
+    memory: SharedMemory
+    backends: Backends
+    children: Children
+    flows: Count
+    publisher: Publisher
+    accounting: Accounting
+    started_s: float = field(default_factory=time.monotonic)
 
-    def status(self, config: Config) -> Status:
-        """All of it at this moment, of a daemon that runs `config`."""
+    def status(self) -> Status:
+        """All of it at this moment."""
         queues = read_queues()
-        forwarded = self._accounting.read(self._backends.parts)
-        reasons = self._memory.reasons.sum(axis=0)
-        workers = len(self._children.children)
+        services = self.backends.services
+        forwarded = self.accounting.read(services)
+        reasons = _counts(Reason, self.memory.reasons.sum(axis=0))
+        del reasons["ok"]
         return Status(
             version=loaded_mp.__version__,
-            uptime_s=time.monotonic() - self._started_s,
-            generation=self._publisher.generation,
-            services=tuple(
-                ServiceStatus(
-                    name=service.name,
-                    vips=tuple(str(vip.ip) for vip in service.vips),
-                    listen=tuple(str(listener) for listener in service.listen),
-                    scheduler=service.scheduler,
-                    backends=tuple(
-                        self._backend(part, number, forwarded.get(number, Counted()))
-                        for part in self._backends.parts
-                        if part.service.name == service.name
-                        for number in part.backends
-                    ),
-                )
-                for service in config.services
-            ),
+            uptime_s=time.monotonic() - self.started_s,
+            generation=self.publisher.generation,
+            services=tuple(self._service(parts, forwarded) for parts in services.by_name.values()),
             workers=tuple(
-                self._worker(child, queues.get(child.queue.number)) for child in self._children.children
+                self._worker(child, queues.get(child.place.queue)) for child in self.children.children
             ),
             flow_table=FlowTableStatus(
-                capacity=config.flows,
-                used=self._sweeper.used,
-                evictions=int(self._memory.workers[:, EVICTIONS].sum()),
-                memory_bytes=memory_bytes(config.flows, workers),
+                capacity=services.config.flows,
+                used=self.flows.used,
+                memory_bytes=memory_bytes(services.config.flows, len(self.children.children)),
+                counters=_counts(FlowTableCounter, self.memory.flow_table.sum(axis=0)),
             ),
-            reasons={r.name.lower(): int(reasons[r]) for r in Reason if r is not Reason.OK},
+            reasons=reasons,
+        )
+
+    def _service(self, parts: tuple[Part, ...], forwarded: Mapping[int, Counted]) -> ServiceStatus:
+        service = parts[0].service
+        return ServiceStatus(
+            name=service.name,
+            vips=tuple(str(vip.ip) for vip in service.vips),
+            listen=tuple(str(listener) for listener in service.listen),
+            scheduler=service.scheduler,
+            backends=tuple(
+                self._backend(part, number, forwarded.get(number, {}))
+                for part in parts
+                for number in part.backends
+            ),
         )
 
     def _backend(self, part: Part, number: int, forwarded: Counted) -> BackendStatus:
-        backend = part.backends[number]
-        traffic = self._memory.traffic[:, number].sum(axis=0)
+        backend, state = part.backends[number], self.backends.states[number]
         return BackendStatus(
             name=backend.name or str(backend.address),
             address=str(backend.address),
             weight=backend.weight,
-            effective_weight=self._backends.effective_weight(part, number),
-            up=bool(self._backends.up[number]),
-            flows=int(self._sweeper.counts[number]),
-            new_flows=int(traffic[NEW_FLOWS]),
-            to_backend_packets=int(traffic[TO_BACKEND_PACKETS]) + forwarded.to_backend_packets,
-            to_backend_bytes=int(traffic[TO_BACKEND_BYTES]) + forwarded.to_backend_bytes,
-            to_client_packets=int(traffic[TO_CLIENT_PACKETS]) + forwarded.to_client_packets,
-            to_client_bytes=int(traffic[TO_CLIENT_BYTES]) + forwarded.to_client_bytes,
+            effective_weight=state.effective_weight(backend.weight),
+            up=state.up,
+            wanted=state.wanted,
+            since_s=time.monotonic() - state.since_s,
+            cause=state.cause,
+            flows=int(self.flows.counts[number]),
+            counters=_counts(BackendCounter, self.memory.backends[:, number].sum(axis=0), forwarded),
         )
 
     def _worker(self, child: Child, queue: QueueStatus | None) -> WorkerStatus:
-        row = self._memory.workers[child.number]
         return WorkerStatus(
-            number=child.number,
-            queue=child.queue.number,
+            number=child.place.number,
+            queue=child.place.queue,
             pid=child.pid,
-            core=child.core,
-            packets=int(row[PACKETS]),
-            batches=int(row[BATCHES]),
-            receive_overruns=int(row[OVERRUNS]),
+            core=child.place.core,
+            restarts=child.restarts,
             queue_waiting=queue.waiting if queue else 0,
             queue_drops=queue.queue_drops if queue else 0,
             socket_drops=queue.socket_drops if queue else 0,
-            restarts=child.restarts,
+            counters=_counts(WorkerCounter, self.memory.workers[child.place.number]),
         )
+
+
+def _counts(
+    counters: type[IntEnum], row: npt.NDArray[np.uint64], more: Mapping[BackendCounter, int] | None = None
+) -> dict[str, int]:
+    """What a row counts, by the lower-case names of its columns, with what others counted of the same."""
+    others = {each.name: value for each, value in (more or {}).items()}
+    return {each.name.lower(): int(row[each]) + others.get(each.name, 0) for each in counters}

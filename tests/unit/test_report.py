@@ -1,0 +1,36 @@
+"""What the daemon says of itself, from shared memory."""
+
+from building import service
+
+from loaded_mp.config.model import Config
+from loaded_mp.memory.counters import BackendCounter, Counter, FlowTableCounter, WorkerCounter
+from loaded_mp.memory.shared import new_shared_memory
+from loaded_mp.packet.reasons import Reason
+from loaded_mp.status import Status
+from loaded_mp.supervisor.accounting import Accounting
+from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.children import Children
+from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.report import Report
+from loaded_mp.supervisor.sweep import Count
+from loaded_mp.worker import Place
+
+
+def status() -> Status:
+    config = Config(services=(service("web", ["192.0.2.10"], {"10.0.0.1": 1}),))
+    memory = new_shared_memory(1_024, 1)
+    children = Children([Place(0, 0, 0, None, "nobody")], lambda *_: None, lambda _: 0.0)
+    backends, flows = Backends(memory, config), Count(memory)
+    return Report(memory, backends, children, flows, Publisher(memory), Accounting()).status()
+
+
+def names(counters: type[Counter]) -> list[str]:
+    return [each.name.lower() for each in counters]
+
+
+def test_every_counter_is_reported() -> None:
+    now = status()
+    assert list(now.services[0].backends[0].counters) == names(BackendCounter)
+    assert list(now.workers[0].counters) == names(WorkerCounter)
+    assert list(now.flow_table.counters) == names(FlowTableCounter)
+    assert list(now.reasons) == [each.name.lower() for each in Reason if each is not Reason.OK]

@@ -1,30 +1,42 @@
-"""What a running daemon can say about itself: for /metrics, the control socket and the demo's screen.
+"""What a running daemon can say about itself: for /metrics, the control socket and the screen.
 
-Counters only ever rise while the daemon runs, also over the death of a worker.
+Counters only ever rise while the daemon runs, also over the death of a worker. Their keys are the names of
+an enumeration in memory/counters.py in lower case; the enumeration says what is counted.
 """
 
-from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
 
 
-@dataclass(frozen=True)
-class BackendStatus:
-    """One backend of one service. Bytes count IP packets with their headers."""
+class Wanted(StrEnum):
+    """What the operator wants of a backend."""
+
+    READY = "ready"
+    DRAIN = "drain"  #: its flows stay, no new ones
+    MAINTENANCE = "maintenance"  #: nothing goes there
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BackendStatus(_Model):
+    """One backend of one service."""
 
     name: str
     address: str
     weight: int
     effective_weight: int  #: 0 while it is down
+    wanted: Wanted
     up: bool
+    since_s: float  #: seconds since it last went up or down
+    cause: str  #: why it did; empty if nothing has happened yet
     flows: int  #: entries of the flow table, as of the last sweep
-    new_flows: int
-    to_backend_packets: int
-    to_backend_bytes: int
-    to_client_packets: int
-    to_client_bytes: int
+    counters: dict[str, int]  #: see BackendCounter
 
 
-@dataclass(frozen=True)
-class ServiceStatus:
+class ServiceStatus(_Model):
     """One service with its backends."""
 
     name: str
@@ -34,35 +46,30 @@ class ServiceStatus:
     backends: tuple[BackendStatus, ...]
 
 
-@dataclass(frozen=True)
-class WorkerStatus:
+class WorkerStatus(_Model):
     """One worker and its queue."""
 
     number: int
     queue: int
-    pid: int
+    pid: int  #: 0: nobody at the moment
     core: int | None  #: None: not pinned
-    packets: int
-    batches: int
-    receive_overruns: int  #: reads that ended with ENOBUFS
+    restarts: int
     queue_waiting: int  #: packets that wait in the kernel's queue now
     queue_drops: int  #: packets that the kernel dropped because the queue was full
     socket_drops: int  #: packets that the kernel dropped because the socket's buffer was full
-    restarts: int
+    counters: dict[str, int]  #: see WorkerCounter
 
 
-@dataclass(frozen=True)
-class FlowTableStatus:
+class FlowTableStatus(_Model):
     """The flow table."""
 
     capacity: int  #: flows that it is sized for
     used: int  #: entries, as of the last sweep
-    evictions: int  #: flows that gave way to others because their bucket was full
     memory_bytes: int
+    counters: dict[str, int]  #: see FlowTableCounter
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(_Model):
     """A whole daemon."""
 
     version: str
@@ -71,4 +78,4 @@ class Status:
     services: tuple[ServiceStatus, ...]
     workers: tuple[WorkerStatus, ...]
     flow_table: FlowTableStatus
-    reasons: dict[str, int] = field(default_factory=dict)  #: packets by Reason name in lower case, without ok
+    reasons: dict[str, int]  #: packets by Reason name in lower case, without ok

@@ -22,10 +22,7 @@ def command(load: Callable[[], Config]) -> None:
             click.echo(f"  backend {backend.address}{name} weight {backend.weight}")
         check = service.check
         if check:
-            click.echo(
-                f"  check: TCP port {check.port} every {check.interval_s:g} s,"
-                f" rise {check.rise}, fall {check.fall}"
-            )
+            click.echo(f"  check: {check} every {check.interval_s:g} s, rise {check.rise}, fall {check.fall}")
         else:
             click.echo("  check: none, every backend counts as up")
     click.echo(f"workers: {config.workers or 'one for each core'}; room for {config.flows:,} flows")

@@ -4,8 +4,8 @@ import click
 
 from loaded_mp.control.server import AlreadyRunningError, control_socket
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.network.host import left_over, take_down
-from loaded_mp.supervisor.children import end_orphans
+from loaded_mp.network.setup import left_over, take_down
+from loaded_mp.supervisor.orphans import end_orphans
 
 
 @click.command("cleanup")

@@ -14,7 +14,6 @@ from rich.live import Live
 from rich.table import Table
 
 from loaded_mp.cli.status import services_table
-from loaded_mp.control.client import status_from
 from loaded_mp.lab import demo as steps
 from loaded_mp.lab.interrupt import interrupt_on_signals
 from loaded_mp.lab.lab import VIPS, Lab
@@ -34,7 +33,7 @@ def command(keep: bool) -> None:
     if os.geteuid():
         raise click.ClickException("the demo makes network namespaces, which needs root: use sudo")
     interrupt_on_signals()
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)  # 2001:db8::b:1 has no emoji in it
     demo = steps.Demo()
     try:
         with (_screen if console.is_terminal else _lines)(console, demo), steps.standing(demo):
@@ -73,7 +72,7 @@ def _screen(console: Console, demo: steps.Demo) -> Iterator[None]:
 
         def redraw() -> None:
             while not over.wait(_REFRESH_S):
-                live.update(_picture(demo), refresh=True)
+                live.update(_picture(console, demo), refresh=True)
 
         drawing = threading.Thread(target=redraw)
         drawing.start()
@@ -85,11 +84,11 @@ def _screen(console: Console, demo: steps.Demo) -> Iterator[None]:
             live.update(_summary(demo), refresh=True)
 
 
-def _picture(demo: steps.Demo) -> RenderableType:
+def _picture(console: Console, demo: steps.Demo) -> RenderableType:
     parts: list[RenderableType] = []
     status = _status(demo)
     if status:
-        parts += [services_table(status), ""]
+        parts += [services_table(console, status), ""]
     parts.append(_summary(demo))
     if demo.steps and demo.steps[-1].passed is None:
         seconds = time.monotonic() - demo.steps[-1].began_s
@@ -100,7 +99,7 @@ def _picture(demo: steps.Demo) -> RenderableType:
 def _status(demo: steps.Demo) -> Status | None:
     """What the daemon says now; None while it does not run."""
     try:
-        return status_from(demo.daemon.status()) if demo.daemon else None
+        return demo.daemon.status() if demo.daemon else None
     except (RuntimeError, OSError):
         return None
 

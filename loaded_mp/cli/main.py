@@ -13,12 +13,12 @@ from loaded_mp.config.source import Source
 
 #: Subcommand -> what `--help` says of it. Each is `command` in the module of its name.
 _COMMANDS = {
-    "check": "Is this machine able to run loaded-mp?",
     "check-config": "Check a configuration and say what it means.",
     "cleanup": "Take back what a killed daemon left on this host.",
     "completion": "Print the script that completes commands in your shell.",
     "convert": "Turn a classic file into TOML.",
     "demo": "Show it on real traffic in a network of namespaces.",
+    "diagnose": "Is this machine able to run loaded-mp?",
     "plan": "Print every change to this host without doing it.",
     "reload": "Let the running daemon read its configuration again.",
     "status": "Show what the running daemon does.",
@@ -71,7 +71,7 @@ def main(context: click.Context, source: Source, debug: bool, network_setup: boo
       loaded-mp --vip 192.0.2.10 --backend 10.0.0.1 --backend 10.0.0.2,weight=3 --workers 4
       loaded-mp -6 -f                     the classic ./loaded.config6, with failover
       loaded-mp plan -c FILE              what a start would change on this host
-      loaded-mp check                     is this machine able?
+      loaded-mp diagnose                  is this machine able?
 
     \b
     Exit status:

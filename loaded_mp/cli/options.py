@@ -12,9 +12,12 @@ from loaded_mp.config.classic import Family
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Config
 from loaded_mp.config.source import DEFAULT_FILES, Source
+from loaded_mp.forwarding import FORWARDINGS
 
 DEFAULT_FILE = DEFAULT_FILES[4]
 EXIT_BAD_CONFIGURATION = 2
+
+_WRITERS = "; ".join(f"{name}: {forwarding.who}" for name, forwarding in FORWARDINGS.items())
 
 _OPTIONS = (
     click.option("-c", "--config", "path", metavar="FILE", type=click.Path(path_type=Path),
@@ -29,8 +32,8 @@ _OPTIONS = (
                  help="Balance only tcp/80, udp/53, icmp...; may be repeated. Default: everything."),
     click.option("--check-port", metavar="PORT",
                  help="Check backends by connecting to this TCP port; wins over the file."),
-    click.option("--forwarding", type=click.Choice(["rewrite", "conntrack"]),
-                 help="Who writes the addresses: workers (the default), or the kernel's NAT."),
+    click.option("--forwarding", type=click.Choice(list(FORWARDINGS)),
+                 help=f"Who writes the addresses: {_WRITERS}."),
     click.option("--workers", metavar="N", help="Worker processes. Default: one for each core."),
     click.option("--first-queue", metavar="N", help="Number of the first netfilter queue."),
     click.option("-Q", "queue_length", metavar="LEN", help="Packets that may wait in a queue."),

@@ -7,9 +7,9 @@ import click
 from loaded_mp.cli.options import configuration_options
 from loaded_mp.config.model import Config
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.network.host import planned
-from loaded_mp.supervisor.daemon import worker_count
-from loaded_mp.supervisor.snapshots import Ids, marks_of
+from loaded_mp.network.setup import read_host
+from loaded_mp.plan import plan
+from loaded_mp.services import TooLargeError, services_of
 
 
 @click.command("plan")
@@ -20,8 +20,7 @@ def command(load: Callable[[], Config]) -> None:
     What is printed is a shell script. Rules of other programs, and what is set already, do not show.
     """
     config = load()
-    marks = marks_of(Ids().expand(config))
     try:
-        click.echo(planned(config, config.first_queue, worker_count(config), marks).script())
-    except NetworkError as error:
+        click.echo(plan(services_of(config), read_host()).script())
+    except (NetworkError, TooLargeError) as error:
         raise click.ClickException(str(error)) from error

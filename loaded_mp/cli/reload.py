@@ -5,14 +5,14 @@ import sys
 import click
 
 from loaded_mp.cli.options import EXIT_BAD_CONFIGURATION
-from loaded_mp.control.client import ControlError, reload
+from loaded_mp.control.client import ControlError, ask
 
 
 @click.command("reload")
 def command() -> None:
     """Let the running daemon read its configuration again. With mistakes in it, the old one stays."""
     try:
-        mistakes = reload()
+        mistakes = ask("reload", list[str])
     except ControlError as error:
         raise click.ClickException(str(error)) from None
     for mistake in mistakes:

@@ -9,9 +9,9 @@ from loaded_mp.control.server import AlreadyRunningError
 from loaded_mp.datapath.queue import QueueError
 from loaded_mp.log import event, start_log
 from loaded_mp.network.errors import NetworkError
+from loaded_mp.services import TooLargeError
 from loaded_mp.supervisor.children import StartError
 from loaded_mp.supervisor.daemon import Daemon
-from loaded_mp.supervisor.snapshots import TooLargeError
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The Unix socket by which commands talk to a running daemon: HTTP and JSON, one function per command."""
+"""The Unix socket by which commands talk to a running daemon: HTTP and JSON, one method per command."""

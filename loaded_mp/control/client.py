@@ -1,12 +1,15 @@
 """Asking a running daemon."""
 
 import http.client
-import json
 import socket
-from typing import Any
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from loaded_mp.control.address import CONTROL_ADDRESS, TIMEOUT_S
-from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Status, WorkerStatus
+
+Answer = TypeVar("Answer")
 
 
 class ControlError(Exception):
@@ -20,12 +23,26 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(CONTROL_ADDRESS)
 
 
-def _ask(method: str, path: str) -> Any:
+def ask(command: str, answer_type: type[Answer], **arguments: object) -> Answer:
+    """What the daemon of this network namespace answers to a command of control/commands.py.
+
+    Raises ControlError.
+    """
+    body = _post(f"/{command}", to_json(arguments))
+    try:
+        return TypeAdapter(answer_type).validate_json(body)
+    except ValidationError:
+        raise ControlError(
+            "the daemon's answer is not understood: it runs another version; restart it"
+        ) from None
+
+
+def _post(path: str, body: bytes) -> bytes:
     connection = _Connection("loaded-mp")
     try:
-        connection.request(method, path)
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        body = answer.read()
+        said = answer.read()
     except ConnectionRefusedError:
         raise ControlError(
             "no loaded-mp runs in this network namespace; start it, or look in its namespace with"
@@ -38,38 +55,5 @@ def _ask(method: str, path: str) -> Any:
     if answer.status == http.client.FORBIDDEN:
         raise ControlError("only root may talk to the daemon; use sudo")
     if answer.status != http.client.OK:
-        raise ControlError(f"the daemon refuses: {body.decode(errors='replace').strip()}")
-    return json.loads(body)
-
-
-def status() -> Status:
-    """What the daemon of this network namespace says of itself. Raises ControlError."""
-    return status_from(_ask("GET", "/status"))
-
-
-def status_from(data: dict[str, Any]) -> Status:
-    """What `loaded-mp status --json` printed, as it was before."""
-    return Status(
-        **{
-            **data,
-            "services": tuple(
-                ServiceStatus(
-                    **{
-                        **service,
-                        "vips": tuple(service["vips"]),
-                        "listen": tuple(service["listen"]),
-                        "backends": tuple(BackendStatus(**each) for each in service["backends"]),
-                    }
-                )
-                for service in data["services"]
-            ),
-            "workers": tuple(WorkerStatus(**each) for each in data["workers"]),
-            "flow_table": FlowTableStatus(**data["flow_table"]),
-        }
-    )
-
-
-def reload() -> list[str]:
-    """Let the daemon read its configuration again; the mistakes that kept it from it. Raises ControlError."""
-    mistakes: list[str] = _ask("POST", "/reload")
-    return mistakes
+        raise ControlError(f"the daemon refuses: {said.decode(errors='replace').strip()}")
+    return said

@@ -1,18 +1,16 @@
-"""The daemon's side of the control socket, and /metrics over TCP: one aiohttp server each, no threads."""
+"""The daemon's side of the control socket: POST /COMMAND, arguments and answer as JSON. No threads."""
 
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from loaded_mp.control.address import CONTROL_ADDRESS
-from loaded_mp.metrics.collector import StatusCollector
-from loaded_mp.status import Status
+from loaded_mp.control.commands import COMMANDS, Commands
 
 _MAX_REQUEST_BYTES = 64 * 1024
 _BACKLOG = 16
@@ -37,32 +35,17 @@ def control_socket() -> socket.socket:
     return control
 
 
-def _only_root(request: web.Request) -> None:
-    """Refuse others than root (SO_PEERCRED, unix(7))."""
-    assert request.transport
-    connection: socket.socket = request.transport.get_extra_info("socket")
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    if struct.unpack("3i", credentials)[1] != _ALLOWED_USER:
-        raise web.HTTPForbidden
-
-
 @asynccontextmanager
-async def serve_control(
-    control: socket.socket, status: Callable[[], Status], reload: Callable[[], Awaitable[list[str]]]
-) -> AsyncIterator[None]:
-    """Answer `loaded-mp status` and `loaded-mp reload` as long as the context lasts."""
+async def serve_control(control: socket.socket, commands: Commands) -> AsyncIterator[None]:
+    """Answer commands as long as the context lasts."""
 
-    async def get_status(request: web.Request) -> web.Response:
+    async def post(request: web.Request) -> web.Response:
         _only_root(request)
-        return web.json_response(asdict(status()))
-
-    async def post_reload(request: web.Request) -> web.Response:
-        _only_root(request)
-        return web.json_response(await reload())
+        answer = await _answer(commands, request.match_info["command"], await request.text())
+        return web.json_response(body=answer)
 
     application = web.Application(client_max_size=_MAX_REQUEST_BYTES)
-    application.router.add_get("/status", get_status)
-    application.router.add_post("/reload", post_reload)
+    application.router.add_post("/{command}", post)
     runner = web.AppRunner(application, access_log=None, handle_signals=False)
     await runner.setup()
     try:
@@ -72,23 +55,26 @@ async def serve_control(
         await runner.cleanup()
 
 
-@asynccontextmanager
-async def serve_metrics(listen: str, status: Callable[[], Status]) -> AsyncIterator[int]:
-    """Serve /metrics on HOST:PORT as long as the context lasts; the port. Raises OSError if it is taken."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatusCollector(status))
+def _only_root(request: web.Request) -> None:
+    """Refuse others than root (SO_PEERCRED, unix(7))."""
+    assert request.transport
+    connection: socket.socket = request.transport.get_extra_info("socket")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    if struct.unpack("3i", credentials)[1] != _ALLOWED_USER:
+        raise web.HTTPForbidden
 
-    async def get_metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
-    application = web.Application(client_max_size=_MAX_REQUEST_BYTES)
-    application.router.add_get("/metrics", get_metrics)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
-    await runner.setup()
-    host, _, port = listen.rpartition(":")
+async def _answer(commands: Commands, name: str, arguments: str) -> bytes:
+    """What the command says, as JSON. `arguments` is a JSON object; nothing at all stands for {}."""
+    if name not in COMMANDS:
+        raise web.HTTPNotFound(text=f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
     try:
-        await web.TCPSite(runner, host.strip("[]") or None, int(port), backlog=_BACKLOG).start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+        # A method is read as its call. What comes back is still to be awaited, so that only the arguments
+        # are judged here.
+        answer = TypeAdapter(getattr(commands, name)).validate_json(arguments or "{}")
+    except ValidationError as error:
+        faults = "; ".join(
+            ": ".join([*map(str, each["loc"]), each["msg"].lower()]) for each in error.errors()
+        )
+        raise web.HTTPBadRequest(text=f"wrong arguments for {name}: {faults}") from None
+    return to_json(await answer)

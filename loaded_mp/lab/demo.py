@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from loaded_mp.lab.lab import VIPS, Daemon, Lab, in_url
+from loaded_mp.lab.daemon import Daemon
+from loaded_mp.lab.lab import VIPS, Lab, in_url
 from loaded_mp.lab.wait import wait_until
 
 WEIGHTS = (3, 2, 1)
 WORKERS = 4
-_BIG_MIB = 200
+_BIG_MIB = 100
 _REQUESTS = 5
 _TOLERANCE = 1  #: sources that a backend may be away from its exact share
 
@@ -206,7 +207,7 @@ def _download(lab: Lab) -> str:
 
 def _states(lab: Lab, daemon: Daemon) -> set[bool]:
     backend = lab.backends[1]
-    return {daemon.backends()[address]["up"] for address in (backend.ipv4, backend.ipv6)}
+    return {daemon.backends()[address].up for address in (backend.ipv4, backend.ipv6)}
 
 
 def _backend_away(lab: Lab, daemon: Daemon, homes: dict[str, str]) -> str:
@@ -238,7 +239,7 @@ def _kill_workers(lab: Lab, daemon: Daemon) -> str:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         for number in range(WORKERS):
             asking = pool.submit(lab.answers, "http", VIPS[0], 10, lab.sources4)
-            pid = daemon.status()["workers"][number]["pid"]
+            pid = daemon.status().workers[number].pid
             os.kill(pid, signal.SIGKILL)
             wait_until(partial(_is_replaced, daemon, number, pid), "a new worker")
             answers = asking.result()
@@ -251,7 +252,7 @@ def _kill_workers(lab: Lab, daemon: Daemon) -> str:
 
 
 def _is_replaced(daemon: Daemon, number: int, old: int) -> bool:
-    return daemon.status()["workers"][number]["pid"] not in (0, old)
+    return daemon.status().workers[number].pid not in (0, old)
 
 
 def _milliseconds(clock: str) -> float:

@@ -15,35 +15,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
-from loaded_mp.lab.namespace import Namespace, connect, lab_prefix, remove_leftovers
-from loaded_mp.lab.wait import wait_until
+from loaded_mp.lab.backend import Backend
+from loaded_mp.lab.daemon import Daemon, loaded_mp
+from loaded_mp.lab.namespace import Namespace, connect, new_prefix, remove_leftovers
 
 VIP4, VIP6 = "192.0.2.10", "2001:db8:10::10"
 VIPS = (VIP4, VIP6)
 BACKENDS = 3
-_BALANCER4, _BALANCER6 = "198.18.255.254", "2001:db8:1::ffff"
 OUTSIDE4, OUTSIDE6 = "203.0.113.1", "2001:db8:3::1"
-_READY_S = 120.0  # the first start compiles
+_BALANCER4, _BALANCER6 = "198.18.255.254", "2001:db8:1::ffff"
 _STOP_S = 20.0
-_NGINX = """
-daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off; keepalive_requests 1000000000; sendfile on;
-  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-  uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  server {{
-    {listen}
-    default_type text/plain;
-    location = / {{ return 200 "{name}\\n"; }}
-    location / {{ root {files}; }}
-  }}
-}}
-"""
-
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -66,118 +49,12 @@ def in_url(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-class Backend:
-    """A backend's addresses, where it lives, and its servers."""
-
-    def __init__(self, lab: "Lab", number: int, namespace: Namespace, ipv4: str, ipv6: str) -> None:
-        self.name = f"backend{number}"
-        self.namespace = namespace
-        self.ipv4, self.ipv6 = ipv4, ipv6
-        self._folder = lab.folder / self.name
-        self._folder.mkdir()
-        self._web: subprocess.Popen[str] | None = None
-        configuration = _NGINX.format(
-            folder=self._folder,
-            files=lab.files,
-            name=self.name,
-            listen=f"listen {ipv4}:80; listen [{ipv6}]:80;",
-        )
-        (self._folder / "nginx.conf").write_text(configuration)
-
-    def start(self) -> None:
-        """Start the web server and the UDP services, and wait until they answer."""
-        self.start_web()
-        self.namespace.start(
-            sys.executable, "-m", "loaded_mp.lab.udp_server", self.name, self.ipv4, self.ipv6
-        )
-        wait_until(lambda: self._listens("-u", 53), f"{self.name} answers DNS")
-
-    def start_web(self) -> None:
-        """Start nginx and wait until it listens."""
-        log = self._folder / "error.log"
-        self._web = self.namespace.start(
-            "nginx", "-e", str(log), "-p", str(self._folder), "-c", str(self._folder / "nginx.conf")
-        )
-        wait_until(lambda: self._listens("-t", 80), f"{self.name} serves HTTP")
-
-    def stop_web(self) -> None:
-        """Stop nginx, at once."""
-        assert self._web
-        self._web.terminate()
-        self._web.wait(_STOP_S)
-
-    @contextlib.contextmanager
-    def refusing(self) -> Iterator[None]:
-        """Refuse new HTTP connections while the context lasts; those that stand go on."""
-        rule = "-p tcp --dport 80 --syn -j REJECT --reject-with tcp-reset"
-        for tool in ("iptables", "ip6tables"):
-            self.namespace.run(tool, "-w", "-I", "INPUT", *rule.split())
-        try:
-            yield
-        finally:
-            for tool in ("iptables", "ip6tables"):
-                self.namespace.run(tool, "-w", "-D", "INPUT", *rule.split())
-
-    def _listens(self, kind: str, port: int) -> bool:
-        listening = self.namespace.run("ss", "-Hln", kind).stdout
-        return f"{self.ipv4}:{port} " in listening and f"[{self.ipv6}]:{port} " in listening
-
-
-class Daemon:
-    """A loaded-mp that runs in the balancer's namespace."""
-
-    def __init__(self, namespace: Namespace, log: Path, process: subprocess.Popen[str]) -> None:
-        self._namespace = namespace
-        self._log = log
-        self.process = process
-
-    @property
-    def log(self) -> str:
-        """What it has logged so far."""
-        return self._log.read_text()
-
-    def logged(self, text: str, deadline_s: float = 10.0) -> None:
-        """Wait until the log holds `text`. Raises TimeoutError."""
-        wait_until(lambda: text in self.log, f"{text!r} in the log:\n{self.log}", deadline_s)
-
-    def ready(self) -> Self:
-        """Wait until it serves. Raises RuntimeError if it ends instead."""
-        wait_until(lambda: "event=ready" in self.log or self.process.poll() is not None, "ready", _READY_S)
-        if self.process.poll() is not None:
-            raise RuntimeError(f"loaded-mp ended with status {self.process.returncode}:\n{self.log}")
-        return self
-
-    def status(self) -> dict[str, Any]:
-        """What `loaded-mp status --json` says."""
-        answer = self._namespace.run(loaded_mp(), "status", "--json").stdout
-        status: dict[str, Any] = json.loads(answer)
-        return status
-
-    def backends(self) -> dict[str, dict[str, Any]]:
-        """The status of each backend by its address."""
-        return {
-            each["address"]: each for service in self.status()["services"] for each in service["backends"]
-        }
-
-    def stop(self) -> None:
-        """SIGTERM, and wait. Raises RuntimeError unless it ends with status 0."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        if self.process.wait(_STOP_S):
-            raise RuntimeError(f"loaded-mp ended with status {self.process.returncode}:\n{self.log}")
-
-
-def loaded_mp() -> str:
-    """The command beside this interpreter."""
-    return str(Path(sys.executable).with_name("loaded-mp"))
-
-
 class Lab:
     """The network, standing as long as the context lasts."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
-        self._number = next(_numbers)
+        self._prefix = new_prefix()
         self._stack = contextlib.ExitStack()
         self._daemons = itertools.count()
         self._captures = itertools.count()
@@ -186,8 +63,7 @@ class Lab:
     def __enter__(self) -> Self:
         remove_leftovers()
         with contextlib.ExitStack() as stack:
-            prefix = lab_prefix(self._number)
-            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=self._prefix)))
             self.folder.chmod(0o755)
             self.files = self.folder / "files"
             self.files.mkdir()
@@ -202,7 +78,7 @@ class Lab:
         self._stack.close()
 
     def _namespace(self, role: str) -> Namespace:
-        namespace = Namespace(role, self._number)
+        namespace = Namespace(self._prefix + role)
         self._stack.callback(namespace.remove)
         self._namespaces.append(namespace)
         return namespace
@@ -305,7 +181,7 @@ class Lab:
             namespace.ip(f"address add {ipv4}/24 dev eth0", f"address add {ipv6}/64 dev eth0 nodad")
             if number <= machines:
                 namespace.ip(f"route add default via {gateway4}", f"route add default via {gateway6}")
-            self.backends.append(Backend(self, number, namespace, ipv4, ipv6))
+            self.backends.append(Backend(self.folder, number, namespace, ipv4, ipv6))
 
     def _build_outside(self) -> None:
         self.outside = self._namespace("outside")
@@ -317,7 +193,7 @@ class Lab:
             f"address add {OUTSIDE4}/24 dev eth0",
             f"address add {OUTSIDE6}/64 dev eth0 nodad",
         )
-        Backend(self, 0, self.outside, OUTSIDE4, OUTSIDE6).start()
+        Backend(self.folder, 0, self.outside, OUTSIDE4, OUTSIDE6).start()
 
     def _make_gateway(self) -> None:
         self.balancer.ip(

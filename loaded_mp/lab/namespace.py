@@ -1,6 +1,7 @@
 """One network namespace and the programs in it."""
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from loaded_mp.lab.wait import wait_until
 _PREFIX = "lmp"
 _STOP_S = 5.0
 
+_numbers = itertools.count()
+
 
 def _ip(*words: str, text: str | None = None) -> None:
     done = subprocess.run(["ip", *words], input=text, capture_output=True, text=True, timeout=60, check=False)
@@ -23,9 +26,9 @@ def _ip(*words: str, text: str | None = None) -> None:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-def lab_prefix(number: int) -> str:
-    """How the names of everything begin that lab `number` of this process makes."""
-    return f"{_PREFIX}{os.getpid()}.{number}-"
+def new_prefix() -> str:
+    """How the names of everything begin that one lab of this process makes."""
+    return f"{_PREFIX}{os.getpid()}.{next(_numbers)}-"
 
 
 def _processes(name: str) -> list[int]:
@@ -48,9 +51,9 @@ def _end_processes(name: str) -> None:
 class Namespace:
     """Made when constructed, removed with everything in it by `remove`."""
 
-    def __init__(self, role: str, number: int) -> None:
-        """`number` tells several labs of this process apart."""
-        self.name = lab_prefix(number) + role
+    def __init__(self, name: str) -> None:
+        """`name` begins with the lab's prefix, by which `remove_leftovers` knows it."""
+        self.name = name
         self._running: list[subprocess.Popen[str]] = []
         _ip("netns", "add", self.name)
         self.ip("link set lo up")

@@ -1,1 +1,1 @@
-"""What the daemon says of itself, as Prometheus samples."""
+"""What the daemon says of itself, as Prometheus samples, and where they are served."""

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from loaded_mp.status import Status
+from loaded_mp.memory.counters import BackendCounter, Counter, FlowTableCounter, WorkerCounter
+from loaded_mp.status import BackendStatus, FlowTableStatus, Status, WorkerStatus
 
 _BACKEND = ("service", "backend", "address")
 _WORKER = ("worker", "queue")
+#: A backend's counters whose names begin with one of these are one family, told apart by a label.
+_DIRECTIONS = ("to_backend", "to_client")
 
 
 class StatusCollector(Collector):
@@ -27,9 +30,14 @@ class StatusCollector(Collector):
         yield GaugeMetricFamily(
             "loaded_mp_snapshot_generation", "Number of the snapshot that workers read.", status.generation
         )
-        yield from _backends(status)
-        yield from _workers(status)
-        yield from _flow_table(status)
+        backends = [
+            ([service.name, backend.name, backend.address], backend)
+            for service in status.services
+            for backend in service.backends
+        ]
+        yield from _backends(backends)
+        yield from _workers([([str(each.number), str(each.queue)], each) for each in status.workers])
+        yield from _flow_table(status.flow_table)
         reasons = CounterMetricFamily(
             "loaded_mp_unbalanced_packets", "Packets that were not balanced, by reason.", labels=["reason"]
         )
@@ -38,7 +46,7 @@ class StatusCollector(Collector):
         yield reasons
 
 
-def _backends(status: Status) -> Iterable[Metric]:
+def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metric]:
     up = GaugeMetricFamily("loaded_mp_backend_up", "1 if the backend is up.", labels=_BACKEND)
     weight = GaugeMetricFamily("loaded_mp_backend_weight", "Configured weight.", labels=_BACKEND)
     effective = GaugeMetricFamily(
@@ -47,54 +55,63 @@ def _backends(status: Status) -> Iterable[Metric]:
     flows = GaugeMetricFamily(
         "loaded_mp_backend_flows", "Flows of the backend at the last sweep.", labels=_BACKEND
     )
-    new_flows = CounterMetricFamily(
-        "loaded_mp_backend_new_flows", "Flows that were given to the backend.", labels=_BACKEND
-    )
-    packets = CounterMetricFamily(
-        "loaded_mp_backend_packets", "Packets by direction.", labels=[*_BACKEND, "direction"]
-    )
-    octets = CounterMetricFamily(
-        "loaded_mp_backend_bytes", "Bytes of IP packets by direction.", labels=[*_BACKEND, "direction"]
-    )
-    for service in status.services:
-        for backend in service.backends:
-            labels = [service.name, backend.name, backend.address]
-            up.add_metric(labels, backend.up)
-            weight.add_metric(labels, backend.weight)
-            effective.add_metric(labels, backend.effective_weight)
-            flows.add_metric(labels, backend.flows)
-            new_flows.add_metric(labels, backend.new_flows)
-            packets.add_metric([*labels, "to_backend"], backend.to_backend_packets)
-            packets.add_metric([*labels, "to_client"], backend.to_client_packets)
-            octets.add_metric([*labels, "to_backend"], backend.to_backend_bytes)
-            octets.add_metric([*labels, "to_client"], backend.to_client_bytes)
-    return up, weight, effective, flows, new_flows, packets, octets
+    for labels, backend in backends:
+        up.add_metric(labels, backend.up)
+        weight.add_metric(labels, backend.weight)
+        effective.add_metric(labels, backend.effective_weight)
+        flows.add_metric(labels, backend.flows)
+    counted: dict[str, CounterMetricFamily] = {}
+    for counter in BackendCounter:
+        direction, name = _direction(counter)
+        names = (*_BACKEND, "direction") if direction else _BACKEND
+        family = counted.setdefault(name, CounterMetricFamily(f"loaded_mp_backend_{name}", "", labels=names))
+        family.documentation = f"{family.documentation} {counter.help}".strip()
+        for labels, backend in backends:
+            family.add_metric([*labels, *direction], backend.counters[counter.name.lower()])
+    return up, weight, effective, flows, *counted.values()
 
 
-def _workers(status: Status) -> Iterable[Metric]:
-    counters = {
-        "packets": "Packets that the worker decided.",
-        "batches": "Reads that brought packets.",
-        "receive_overruns": "Reads that ended with ENOBUFS.",
-        "queue_drops": "Packets that the kernel dropped because the queue was full.",
-        "socket_drops": "Packets that the kernel dropped because the socket's buffer was full.",
-        "restarts": "Times that the worker was replaced.",
-    }
-    for name, text in counters.items():
-        family = CounterMetricFamily(f"loaded_mp_worker_{name}", text, labels=_WORKER)
-        for worker in status.workers:
-            family.add_metric([str(worker.number), str(worker.queue)], getattr(worker, name))
+def _direction(counter: Counter) -> tuple[list[str], str]:
+    """The value of the label `direction`, if there is one, and the rest of the counter's name."""
+    name = counter.name.lower()
+    for direction in _DIRECTIONS:
+        if name.startswith(f"{direction}_"):
+            return [direction], name.removeprefix(f"{direction}_")
+    return [], name
+
+
+def _workers(workers: list[tuple[list[str], WorkerStatus]]) -> Iterable[Metric]:
+    for counter in WorkerCounter:
+        name = counter.name.lower()
+        family = CounterMetricFamily(f"loaded_mp_worker_{name}", counter.help, labels=_WORKER)
+        for labels, worker in workers:
+            family.add_metric(labels, worker.counters[name])
         yield family
     waiting = GaugeMetricFamily(
         "loaded_mp_worker_queue_waiting", "Packets that wait in the kernel's queue.", labels=_WORKER
     )
-    for worker in status.workers:
-        waiting.add_metric([str(worker.number), str(worker.queue)], worker.queue_waiting)
-    yield waiting
+    queue_drops = CounterMetricFamily(
+        "loaded_mp_worker_queue_drops",
+        "Packets that the kernel dropped because the queue was full.",
+        labels=_WORKER,
+    )
+    socket_drops = CounterMetricFamily(
+        "loaded_mp_worker_socket_drops",
+        "Packets that the kernel dropped because the socket's buffer was full.",
+        labels=_WORKER,
+    )
+    restarts = CounterMetricFamily(
+        "loaded_mp_worker_restarts", "Times that the worker was replaced.", labels=_WORKER
+    )
+    for labels, worker in workers:
+        waiting.add_metric(labels, worker.queue_waiting)
+        queue_drops.add_metric(labels, worker.queue_drops)
+        socket_drops.add_metric(labels, worker.socket_drops)
+        restarts.add_metric(labels, worker.restarts)
+    yield from (waiting, queue_drops, socket_drops, restarts)
 
 
-def _flow_table(status: Status) -> Iterable[Metric]:
-    table = status.flow_table
+def _flow_table(table: FlowTableStatus) -> Iterable[Metric]:
     yield GaugeMetricFamily(
         "loaded_mp_flow_table_capacity", "Flows that the table is sized for.", table.capacity
     )
@@ -102,8 +119,6 @@ def _flow_table(status: Status) -> Iterable[Metric]:
     yield GaugeMetricFamily(
         "loaded_mp_shared_memory_bytes", "Memory that processes share.", table.memory_bytes
     )
-    yield CounterMetricFamily(
-        "loaded_mp_flow_table_evictions",
-        "Flows that gave way to others because their bucket was full.",
-        table.evictions,
-    )
+    for counter in FlowTableCounter:
+        name = counter.name.lower()
+        yield CounterMetricFamily(f"loaded_mp_flow_table_{name}", counter.help, table.counters[name])

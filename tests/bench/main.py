@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.paths import Way, all_paths
+from bench.paths import Builder, Way, all_paths
 from bench.report import goals_table, table
 from bench.works import Work, all_works
 from loaded_mp.lab.interrupt import interrupt_on_signals
 
 
-def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -> dict[str, Any]:
-    """Everything, as it goes into the JSON file."""
-    works = [
-        work
-        for work in all_works()
-        if (work.quick or not quick) and (not only or work.measures[0].key in only)
-    ]
+def chosen(quick: bool, only: Collection[str]) -> list[Work]:
+    """The works of these names, or all; if it has to be quick fewer, and each once in a round."""
+    works = [work for work in all_works() if not only or work.measures[0].key in only]
+    return [replace(work, times=1) for work in works if work.quick] if quick else works
+
+
+def measure_all(
+    works: Sequence[Work], builders: Sequence[Builder], rounds: int, seconds: int
+) -> dict[str, Any]:
+    """Every work on every path, as it goes into the JSON file."""
     data: dict[str, Any] = {
         "machine": {
             "kernel": platform.release().split("-")[0],
@@ -52,15 +56,15 @@ def measure_all(quick: bool, rounds: int, seconds: int, only: tuple[str, ...]) -
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=rounds * sum(1 if quick else work.times for work in works))
+        task = progress.add_task("", total=rounds * sum(work.times for work in works))
         for number in range(1, rounds + 1):
             progress.update(task, description=f"round {number}: building all paths")
             with contextlib.ExitStack() as stack:
-                paths = [stack.enter_context(path()) for path in all_paths(quick)]
+                paths = [stack.enter_context(path()) for path in builders]
                 for path in paths:
                     stack.enter_context(path.paused())
                 for work in works:
-                    for _ in range(1 if quick else work.times):
+                    for _ in range(work.times):
                         progress.update(task, description=f"round {number}: {work.measures[0].title}")
                         _measure(work, paths, seconds, data["works"])
                         progress.advance(task)
@@ -95,7 +99,7 @@ def _measure(work: Work, paths: list[Way], seconds: int, found: dict[str, Any]) 
 def main(quick: bool, rounds: int | None, seconds: int, only: tuple[str, ...], out: Path | None) -> None:
     """Measure loaded-mp beside routing, iptables DNAT, HAProxy and nginx."""
     interrupt_on_signals()
-    data = measure_all(quick, rounds or (2 if quick else 5), seconds, only)
+    data = measure_all(chosen(quick, only), all_paths(quick), rounds or (2 if quick else 5), seconds)
     print(table(data))
     print(goals_table(data))
     if out:

@@ -55,6 +55,10 @@ class Way:
                 os.kill(pid, number)
 
 
+#: Builds a way that stands as long as the context lasts.
+Builder = Callable[[], contextlib.AbstractContextManager[Way]]
+
+
 def _vips() -> dict[int, str]:
     return {4: VIPS[0], 6: VIPS[1]}
 
@@ -175,7 +179,7 @@ def _workers(number: int) -> str:
     return f"{number} worker{'' if number == 1 else 's'}"
 
 
-def queue_alone(workers: int) -> Callable[[], contextlib.AbstractContextManager[Way]]:
+def queue_alone(workers: int) -> Builder:
     """Routing with each packet accepted unread by userspace: the limit of everything behind a queue.
 
     With two workers one serves each direction.
@@ -201,7 +205,7 @@ def _served_queues(lab: Lab) -> int:
     return len(lab.balancer.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout.splitlines())
 
 
-def loaded_mp(forwarding: str, workers: int) -> Callable[[], contextlib.AbstractContextManager[Way]]:
+def loaded_mp(forwarding: str, workers: int) -> Builder:
     """loaded-mp itself."""
 
     @contextlib.contextmanager
@@ -215,9 +219,9 @@ def loaded_mp(forwarding: str, workers: int) -> Callable[[], contextlib.Abstract
     return path
 
 
-def all_paths(quick: bool) -> list[Callable[[], contextlib.AbstractContextManager[Way]]]:
+def all_paths(quick: bool) -> list[Builder]:
     """What this machine can compare; fewer if it has to be quick."""
-    paths: list[Callable[[], contextlib.AbstractContextManager[Way]]] = [routing, dnat, haproxy]
+    paths: list[Builder] = [routing, dnat, haproxy]
     if not quick:
         paths.append(nginx_stream)
     if has_ipvs():

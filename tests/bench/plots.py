@@ -179,9 +179,9 @@ def scale(data: dict[str, Any], folder: Path) -> None:
         for label, points in lines.items():
             axis.plot(*zip(*points, strict=True), "o-", label=label, markersize=3)
         # Lines may run close to each other: the numbers of the lowest stand below it.
-        for points in zip(*lines.values(), strict=True):
-            for point in points:
-                above = -10 if several and point == min(points) else 5
+        for together in zip(*lines.values(), strict=True):
+            for point in together:
+                above = -10 if several and point == min(together) else 5
                 axis.annotate(
                     number(point[1]), point, textcoords="offset points", xytext=(0, above), fontsize=7
                 )

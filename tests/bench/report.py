@@ -50,7 +50,7 @@ def ratio(data: dict[str, Any], work: str, path: str, peer: str) -> float | None
     if path not in rounds or peer not in rounds:
         return None
     pairs = zip(rounds[path], rounds[peer], strict=True)
-    return median(mine["value"] / theirs["value"] for mine, theirs in pairs)
+    return float(median(mine["value"] / theirs["value"] for mine, theirs in pairs))
 
 
 def number(value: float) -> str:

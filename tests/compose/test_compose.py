@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from loaded_mp.config.toml import read_toml
 from loaded_mp.lab.wait import wait_until
+from loaded_mp.memory.counters import BackendCounter, FlowTableCounter, WorkerCounter
 from loaded_mp.metrics.collector import StatusCollector
 from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Status, WorkerStatus
 
@@ -25,13 +26,51 @@ DASHBOARD = ROOT / "grafana/dashboards/overview.json"
 WITHOUT_GRAFANA = ("balancer", "backend1", "backend2", "backend3", "clients", "prometheus")
 
 STATUS = Status(
-    "0",
-    1.0,
-    1,
-    (ServiceStatus("web", (), (), "wrr", (BackendStatus("b", "a", 1, 1, True, 0, 0, 0, 0, 0, 0),)),),
-    (WorkerStatus(0, 0, 1, None, 0, 0, 0, 0, 0, 0, 0),),
-    FlowTableStatus(1, 0, 0, 0),
-    {"cut": 0},
+    version="0",
+    uptime_s=1.0,
+    generation=1,
+    services=(
+        ServiceStatus(
+            name="web",
+            vips=(),
+            listen=(),
+            scheduler="wrr",
+            backends=(
+                BackendStatus(
+                    name="b",
+                    address="a",
+                    weight=1,
+                    effective_weight=1,
+                    wanted="ready",
+                    up=True,
+                    since_s=0.0,
+                    cause="",
+                    flows=0,
+                    counters={each.name.lower(): 0 for each in BackendCounter},
+                ),
+            ),
+        ),
+    ),
+    workers=(
+        WorkerStatus(
+            number=0,
+            queue=0,
+            pid=1,
+            core=None,
+            restarts=0,
+            queue_waiting=0,
+            queue_drops=0,
+            socket_drops=0,
+            counters={each.name.lower(): 0 for each in WorkerCounter},
+        ),
+    ),
+    flow_table=FlowTableStatus(
+        capacity=1,
+        used=0,
+        memory_bytes=0,
+        counters={each.name.lower(): 0 for each in FlowTableCounter},
+    ),
+    reasons={"cut": 0},
 )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from loaded_mp.lab.lab import VIPS, Daemon, Lab, Options, in_url, loaded_mp
+from loaded_mp.lab.daemon import Daemon, loaded_mp
+from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.wait import wait_until
 
 SOURCES = 60
@@ -75,10 +76,10 @@ def test_traffic_is_counted_by_backend_though_workers_see_little(lab: Lab, daemo
     checksum = lab.big_file(50)
     command = f"curl -sgf http://{in_url(vip)}/big | sha256sum"
     assert lab.client.run("sh", "-c", command).stdout.split()[0] == checksum
-    (served,) = (each for each in daemon.backends().values() if each["new_flows"])
-    assert served["to_client_bytes"] > 50 << 20
-    assert served["to_backend_packets"] > 0
-    assert sum(worker["packets"] for worker in daemon.status()["workers"]) < 20
+    (served,) = (each for each in daemon.backends().values() if each.counters["new_flows"])
+    assert served.counters["to_client_bytes"] > 50 << 20
+    assert served.counters["to_backend_packets"] > 0
+    assert sum(worker.counters["packets"] for worker in daemon.status().workers) < 20
 
 
 def test_counters_go_on_after_reloads(lab: Lab) -> None:
@@ -91,9 +92,9 @@ def test_counters_go_on_after_reloads(lab: Lab) -> None:
     for backends in (100, 40, 40, 1):
         lab.client.run("ping", "-c", "3", "-i", "0.05", "-I", lab.sources4[0], VIPS[0])
         sent += 3
-        counted = [each for each in daemon.backends().values() if each["to_backend_packets"]]
-        assert [each["to_backend_packets"] for each in counted] == [sent]
-        assert [each["to_client_packets"] for each in counted] == [sent]
+        counted = [each for each in daemon.backends().values() if each.counters["to_backend_packets"]]
+        assert [each.counters["to_backend_packets"] for each in counted] == [sent]
+        assert [each.counters["to_client_packets"] for each in counted] == [sent]
         more = "".join(f'[[service.backend]]\naddress = "10.0.0.{100 + n}"\n' for n in range(backends))
         path.write_text(config + other + more)
         lab.balancer.run(loaded_mp(), "reload")
@@ -107,8 +108,8 @@ def test_a_backend_that_goes_takes_its_connections_along(lab: Lab, daemon: Daemo
     homes = {source: talk.ask() for source, talk in talks.items()}
     assert set(homes.values()) == {"backend1", "backend2", "backend3"}
     with lab.backends[1].refusing():
-        wait_until(lambda: not daemon.backends()[lab.backends[1].ipv4]["up"], "backend2 is down")
-        wait_until(lambda: not daemon.backends()[lab.backends[1].ipv6]["up"], "backend2 is down")
+        wait_until(lambda: not daemon.backends()[lab.backends[1].ipv4].up, "backend2 is down")
+        wait_until(lambda: not daemon.backends()[lab.backends[1].ipv6].up, "backend2 is down")
         after = {source: talk.ask() for source, talk in talks.items()}
         for source, home in homes.items():
             assert after[source] == ("reset" if home == "backend2" else home)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from loaded_mp.lab.lab import Lab, Options, loaded_mp
+from loaded_mp.lab.daemon import loaded_mp
+from loaded_mp.lab.lab import Lab, Options
 from loaded_mp.lab.wait import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -26,11 +27,15 @@ PROMPT = re.compile(r"^(\w+)# (.*)$", re.MULTILINE)
 
 def matches(wanted: str, printed: str) -> bool:
     """Word by word; a word `...` stands for any words or none, `...` in a word for the rest of it."""
-    pattern = ""
+    words = printed.split()
+    ends = {0}  # where in the printed words those that were looked at may end
     for word in wanted.split():
-        literals = map(re.escape, re.split(r"\.\.\.(?!\.)", word))
-        pattern += r"(\s.*)?" if word == "..." else r"\s+" + r"\S*".join(literals)
-    return bool(re.fullmatch(pattern + r"\s*", " " + printed, re.DOTALL))
+        if word == "...":
+            ends = set(range(min(ends), len(words) + 1)) if ends else ends
+        else:
+            pattern = r"\S*".join(map(re.escape, re.split(r"\.\.\.(?!\.)", word)))
+            ends = {end + 1 for end in ends if end < len(words) and re.fullmatch(pattern, words[end])}
+    return len(words) in ends
 
 
 def commands(block: str) -> Iterator[tuple[str, str, str]]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from loaded_mp.lab.lab import OUTSIDE4, OUTSIDE6, VIPS, Backend, Lab, Options, in_url
+from loaded_mp.lab.backend import Backend
+from loaded_mp.lab.daemon import Daemon
+from loaded_mp.lab.lab import OUTSIDE4, OUTSIDE6, VIPS, Lab, Options, in_url
 from loaded_mp.lab.namespace import Namespace, remove_leftovers
 
 MTU = 1500
@@ -44,8 +46,8 @@ def echoed(namespace: Namespace, address: str, size: int) -> int:
         "import socket, sys\n"
         "address, size = sys.argv[1], int(sys.argv[2])\n"
         "echo = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET, socket.SOCK_DGRAM)\n"
-        "echo.settimeout(1)\n"
-        "for _ in range(10):\n"
+        "echo.settimeout(0.2)\n"
+        "for _ in range(50):\n"
         "    try:\n"
         "        echo.sendto(bytes(size), (address, 7))\n"
         "        print(len(echo.recv(65536)))\n"
@@ -195,7 +197,8 @@ def test_a_capture_with_a_wrong_filter_fails() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind(fails: bool) -> None:
+def test_nothing_is_left_behind(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loaded_mp.lab.namespace._STOP_S", 1.0)
     try:
         with gateway(far_mtu=1400, outside=True) as lab:
             assert left_behind() != ([], [])
@@ -227,3 +230,18 @@ def test_a_lab_that_was_killed_is_removed_by_the_next() -> None:
     assert not list(Path("/run/netns").glob(f"lmp{killed.pid}.*"))
     assert not list(Path(tempfile.gettempdir()).glob(f"lmp{killed.pid}.*"))
     assert not any(map(runs, processes))
+
+
+#: A stand-in for loaded-mp: says that it is ready, and that it compiled before or after that.
+SAYS = 'trap "exit 0" TERM; echo {}; echo event=ready; sleep 0.3; echo {}; while :; do sleep 0.1; done'
+
+
+@pytest.mark.parametrize(("before", "after"), [("event=compiled-late", ""), ("", "event=compiled-late")])
+def test_a_daemon_that_compiles_late_fails_its_test(tmp_path: Path, before: str, after: str) -> None:
+    with gateway(sources=1) as lab, (tmp_path / "log").open("w") as log:
+        process = lab.balancer.start("sh", "-c", SAYS.format(before, after), output=log)
+        daemon = Daemon(lab.balancer, tmp_path / "log", process)
+        if after:
+            daemon.ready().logged(after)
+        with pytest.raises(RuntimeError, match="compiled while packets waited"):
+            daemon.ready() if before else daemon.stop()

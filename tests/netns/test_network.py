@@ -6,24 +6,90 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from loaded_mp.lab.namespace import Namespace, connect, new_prefix, remove_leftovers
+from loaded_mp.lab.wait import wait_until
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
-_DEADLINE_S = 10.0
-
-#: Run in the balancer's namespace with a configuration as its argument.
+#: What the balancer's code starts with: all that these tests use of loaded-mp.
 _PREAMBLE = """
-import os, signal, sys
+import os, signal
+from loaded_mp.cli import cleanup as cleaning
 from loaded_mp.config.model import Config
-from loaded_mp.network import host, iptables, links
-from loaded_mp.network.host import NetworkError, change, left_over, planned, set_up, take_down
-config = Config.model_validate_json(sys.argv[1])
+from loaded_mp.control.server import control_socket
+from loaded_mp.network import iptables, setup
+from loaded_mp.network.setup import left_over, take_down
+from loaded_mp.plan import plan
+from loaded_mp.services import services_of
+
+def config_from(text):
+    return Config.model_validate_json(text)
+
+def planned(config, first, workers):
+    config = config.model_copy(update={"first_queue": first, "workers": workers})
+    return plan(services_of(config), setup.read_host())
+
+def change(config, first, workers):
+    setup.change(planned(config, first, workers).changes)
+
+def set_up(config, first, workers):
+    take_down()
+    change(config, first, workers)
+
+def crash():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def crash_after(share):
+    '''Let what follows end this process once that share of all changes is made.'''
+    real, left = setup._apply, int(share * len(planned(config, 0, 4).changes))
+    def apply(each):
+        nonlocal left
+        if not left:
+            crash()
+        left -= 1
+        real(each)
+    setup._apply = apply
+
+def put_chains_without_record(config, first, workers):
+    for each in planned(config, first, workers).changes:
+        if each.kind == "chain":
+            iptables.apply(each)
+
+def cleanup():
+    cleaning.command([])
+
+def running():
+    return control_socket()
+"""
+
+#: Imports once, as that takes longest, and goes on in a fork with each piece of code that it is given, in a
+#: namespace; prints the status of each. What is frozen need not be taken apart when a fork ends.
+_FORKS = """
+import gc, json, os, sys
+from ctypes import CDLL
+gc.freeze()
+for line in sys.stdin:
+    namespace, variant, folder, code, text = json.loads(line)
+    child = os.fork()
+    if not child:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.environ["LOADED_MP_IPTABLES"] = variant
+assert CDLL(None).setns(os.open(f"/run/netns/{namespace}", os.O_RDONLY), 0) == 0
+for descriptor, path in enumerate(("/dev/null", f"{folder}/output", f"{folder}/errors")):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
+config = config_from(text)
+exec(code)
 """
 
 CONFIG: dict[str, Any] = {
@@ -49,52 +115,42 @@ CONFIG: dict[str, Any] = {
 class Balancer:
     """A namespace with eth0 to a client's namespace, and eth1, which is down and leads nowhere."""
 
-    def __init__(self, name: str, variant: str) -> None:
-        self.name, self.client, self.variant = name, f"{name}-c", variant
-
-    def build(self) -> None:
-        for name in (self.name, self.client):
-            run("ip", "netns", "add", name)
-        self.ip(f"link add eth0 type veth peer name eth0 netns {self.client}")
-        self.ip("link add eth1 type veth peer name eth9")
-        for words in (
-            "link set lo up",
-            "link set eth0 up",
+    def __init__(self, variant: str, forks: subprocess.Popen[str], stack: ExitStack) -> None:
+        self.variant = variant
+        self._forks = forks
+        self._folder = Path(stack.enter_context(TemporaryDirectory()))
+        prefix = new_prefix()
+        self.namespace = Namespace(f"{prefix}balancer")
+        stack.callback(self.namespace.remove)
+        inode = os.stat(f"/run/netns/{self.namespace.name}").st_ino
+        self.record = Path(f"/run/loaded-mp/{inode}.json")
+        stack.callback(self.record.unlink, missing_ok=True)
+        self.client = Namespace(f"{prefix}client")
+        stack.callback(self.client.remove)
+        connect(self.namespace, "eth0", self.client, "eth0")
+        self.namespace.ip(
+            "link add eth1 type veth peer name eth9",
             "link set eth9 up",
             "address add 192.0.2.1/24 dev eth0",
             "address add 2001:db8::1/64 dev eth0 nodad",
             "route add 198.51.100.0/24 via 192.0.2.9",
-        ):
-            self.ip(words)
-        for words in (
-            "link set eth0 up",
-            "address add 192.0.2.2/24 dev eth0",
-            "address add 2001:db8::2/64 dev eth0 nodad",
-        ):
-            self.ip(words, self.client)
+        )
+        self.client.ip("address add 192.0.2.2/24 dev eth0", "address add 2001:db8::2/64 dev eth0 nodad")
 
-    def remove(self) -> None:
-        for name in (self.name, self.client):
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+    def ip(self, words: str) -> str:
+        return self.run("ip", *words.split())
 
-    def ip(self, words: str, where: str = "") -> str:
-        return run("ip", "-netns", where or self.name, *words.split())
-
-    def run(self, *command: str, where: str = "") -> str:
-        return run("nsenter", f"--net=/run/netns/{where or self.name}", *command)
+    def run(self, *command: str) -> str:
+        return self.namespace.run(*command).stdout
 
     def python(self, code: str, config: dict[str, Any] = CONFIG) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                *("nsenter", f"--net=/run/netns/{self.name}", sys.executable, "-W", "error"),
-                *("-c", _PREAMBLE + code, json.dumps(config)),
-            ],
-            env=os.environ | {"LOADED_MP_IPTABLES": self.variant},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        assert self._forks.stdin
+        assert self._forks.stdout
+        task = (self.namespace.name, self.variant, str(self._folder), code, json.dumps(config))
+        print(json.dumps(task), file=self._forks.stdin, flush=True)
+        status = int(self._forks.stdout.readline())
+        output, errors = ((self._folder / name).read_text() for name in ("output", "errors"))
+        return subprocess.CompletedProcess(code, status, output, errors)
 
     def done(self, code: str, config: dict[str, Any] = CONFIG) -> str:
         finished = self.python(code, config)
@@ -137,27 +193,22 @@ class Balancer:
         }
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
 def with_network(**changes: Any) -> dict[str, Any]:
     return CONFIG | {"network": CONFIG["network"] | changes}
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    words = (sys.executable, "-W", "error", "-c", _PREAMBLE + _FORKS)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as forks:
+        yield forks
+
+
 @pytest.fixture(params=["nft", "legacy"])
-def balancer(request: pytest.FixtureRequest) -> Iterator[Balancer]:
-    made = Balancer(f"loaded-{os.getpid()}-{request.param}", request.param)
-    records = set(Path("/run/loaded-mp").glob("*.json"))
-    try:
-        made.build()
-        yield made
-    finally:
-        made.remove()
-        for record in set(Path("/run/loaded-mp").glob("*.json")) - records:
-            record.unlink()
+def balancer(request: pytest.FixtureRequest, forks: subprocess.Popen[str]) -> Iterator[Balancer]:
+    remove_leftovers()
+    with ExitStack() as stack:
+        yield Balancer(request.param, forks, stack)
 
 
 def test_set_up_and_take_down_leave_the_host_as_it_was(balancer: Balancer) -> None:
@@ -268,11 +319,7 @@ def test_rules_of_others_are_not_touched(balancer: Balancer) -> None:
 def test_a_chain_that_lost_its_record_is_taken_over(balancer: Balancer) -> None:
     before = balancer.everything()
     for _ in range(2):
-        balancer.done(
-            "host.write_record = lambda record: None\n"
-            "for each in planned(config, 0, 1).changes:\n"
-            "    if each.kind == 'chain': iptables.apply(each, iptables.variant())"
-        )
+        balancer.done("put_chains_without_record(config, 0, 1)")
     balancer.done("set_up(config, 0, 4)")
     rules = balancer.rules("iptables")
     assert rules.count("-A PREROUTING -j LOADED-PREROUTING") == 1
@@ -283,22 +330,16 @@ def test_a_chain_that_lost_its_record_is_taken_over(balancer: Balancer) -> None:
 
 def test_after_a_crash_everything_is_found_and_taken_back(balancer: Balancer) -> None:
     before = balancer.everything()
-    crashed = balancer.python("set_up(config, 0, 4); os.kill(os.getpid(), signal.SIGKILL)")
+    crashed = balancer.python("set_up(config, 0, 4); crash()")
     assert crashed.returncode == -signal.SIGKILL
     assert balancer.everything() != before
-    cleanup = "from loaded_mp.cli.cleanup import command; command([])"
-    assert "as it was" in balancer.done(cleanup)
+    assert "as it was" in balancer.done("cleanup()")
     assert balancer.everything() == before
-    assert "Nothing" in balancer.done(cleanup)
+    assert "Nothing" in balancer.done("cleanup()")
 
 
 def test_cleanup_leaves_a_running_daemon_alone(balancer: Balancer) -> None:
-    refused = balancer.python(
-        "from loaded_mp.cli.cleanup import command\n"
-        "from loaded_mp.control.server import control_socket\n"
-        "set_up(config, 0, 4)\n"
-        "with control_socket(): command([])"
-    )
+    refused = balancer.python("set_up(config, 0, 4)\nwith running(): cleanup()")
     assert refused.returncode == 1
     assert "another loaded-mp runs" in refused.stderr
     balancer.done("assert left_over(); take_down()")
@@ -307,18 +348,7 @@ def test_cleanup_leaves_a_running_daemon_alone(balancer: Balancer) -> None:
 @pytest.mark.parametrize("share_made", [0, 0.15, 0.5, 0.7, 0.85, 0.99])
 def test_a_crash_in_the_middle_of_set_up(balancer: Balancer, share_made: float) -> None:
     before = balancer.everything()
-    crashed = balancer.python(
-        "real = host._apply\n"
-        "made = 0\n"
-        "total = len(host.planned(config, 0, 4).changes)\n"
-        "def apply(each, variant):\n"
-        "    global made\n"
-        f"    if made == int(total * {share_made}): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    made += 1\n"
-        "    real(each, variant)\n"
-        "host._apply = apply\n"
-        "set_up(config, 0, 4)"
-    )
+    crashed = balancer.python(f"crash_after({share_made}); set_up(config, 0, 4)")
     assert crashed.returncode == -signal.SIGKILL, crashed.stderr
     balancer.done("assert left_over(); set_up(config, 0, 1); take_down()")
     assert balancer.everything() == before
@@ -327,9 +357,8 @@ def test_a_crash_in_the_middle_of_set_up(balancer: Balancer, share_made: float) 
 def test_the_record_of_a_namespace_that_is_gone_is_not_believed(balancer: Balancer) -> None:
     """Inodes of namespaces are used again, and the new one may have the same address for good."""
     balancer.done("set_up(config, 0, 4)")
-    inode = os.stat(f"/run/netns/{balancer.name}").st_ino
-    record = Path(f"/run/loaded-mp/{inode}.json")
-    record.write_text(record.read_text().replace('"namespace": "', '"namespace": "other-'))
+    text = balancer.record.read_text()
+    balancer.record.write_text(text.replace('"namespace": "', '"namespace": "other-'))
     before = balancer.everything()
     balancer.done("assert not left_over(); take_down()")
     assert balancer.everything() == before
@@ -416,17 +445,20 @@ def test_the_kernel_reassembles_fragments_before_the_queue(balancer: Balancer) -
     """Counted by the queue rules, although nobody has bound the queues."""
     balancer.done("set_up(config, 0, 4)", with_network(masquerade=False))
     for vip, tool, headers in (("192.0.2.10", "iptables", 28), ("2001:db8::10", "ip6tables", 48)):
-        balancer.run(
+        balancer.client.run(
             sys.executable,
             "-c",
             "import socket, sys\n"
             "family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
             "with socket.socket(family, socket.SOCK_DGRAM) as s: s.sendto(bytes(4000), (sys.argv[1], 5000))",
             vip,
-            where=balancer.client,
         )
         wanted = f"[1:{4000 + headers}] -A LOADED-PREROUTING"
-        until(lambda tool=tool, wanted=wanted: any(wanted in rule for rule in balancer.rules(tool, "-c")))
+
+        def counted(tool: str = tool, wanted: str = wanted) -> bool:
+            return any(wanted in rule for rule in balancer.rules(tool, "-c"))
+
+        wait_until(counted, wanted)
 
 
 def test_segments_are_clamped_on_interfaces_with_packets_too_long_for_a_message(balancer: Balancer) -> None:
@@ -445,15 +477,11 @@ def test_ipv6_redirects_show_nobody_a_way_around(balancer: Balancer, prepared: b
     else:
         balancer.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
     balancer.ip("neighbor replace 2001:db8::9 lladdr 02:00:00:00:00:09 dev eth0")
-    balancer.ip("route add 2001:db8::9 via 2001:db8::1", balancer.client)
+    balancer.client.ip("route add 2001:db8::9 via 2001:db8::1")
 
     def redirected() -> bool:
-        subprocess.run(
-            ["nsenter", f"--net=/run/netns/{balancer.client}", "ping", "-c1", "-W0.2", "2001:db8::9"],
-            stdout=subprocess.DEVNULL,
-            check=False,
-        )
-        counters = balancer.run("cat", "/proc/net/snmp6", where=balancer.client)
+        balancer.client.run("ping", "-c1", "-W0.2", "2001:db8::9", check=False)
+        counters = balancer.client.run("cat", "/proc/net/snmp6").stdout
         return int(re.findall(r"Icmp6InRedirects\s+(\d+)", counters)[0]) > 0
 
     def dropped() -> bool:
@@ -461,14 +489,7 @@ def test_ipv6_redirects_show_nobody_a_way_around(balancer: Balancer, prepared: b
         return any(re.match(r"\[[1-9].*137 -j DROP", rule) for rule in rules)
 
     if prepared:
-        until(lambda: redirected() or dropped())
+        wait_until(lambda: redirected() or dropped(), "a redirect, or one that was dropped")
         assert not redirected()
     else:
-        until(redirected)
-
-
-def until(condition: Any) -> None:
-    end = time.monotonic() + _DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, "nothing of the kind within the deadline"
-        time.sleep(0.05)
+        wait_until(redirected, "a redirect")

@@ -110,7 +110,7 @@ def test_long_packets(mtu: int) -> None:
                 assert lab.client.run(sys.executable, "-c", ECHO, vip, str(length)).stdout == "same\n"
             download(lab, vip)
             upload(lab, vip)
-        assert daemon.status()["reasons"]["cut"] == 0
+        assert daemon.status().reasons["cut"] == 0
         daemon.stop()
 
 

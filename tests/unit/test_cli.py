@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loaded_mp import __version__
+from loaded_mp.checks.tcp import TcpCheck
 from loaded_mp.cli import run as run_module
 from loaded_mp.cli.main import main
 from loaded_mp.config.model import Config
@@ -90,8 +91,7 @@ def test_ports_and_checks_by_flags(daemon: Daemon) -> None:
     invoke(*FLAGS, "--port", "tcp/80", "--port", "icmp", "--check-port", "80")
     (service,) = daemon.config.services
     assert [str(each) for each in service.listen] == ["tcp/80", "icmp"]
-    assert service.check
-    assert service.check.port == 80
+    assert service.check == TcpCheck(port=80)
 
 
 def test_default_files(daemon: Daemon) -> None:
@@ -186,7 +186,7 @@ def test_what_convert_writes_is_what_a_start_reads(daemon: Daemon) -> None:
     assert daemon.config.services[0].check
 
 
-@pytest.mark.parametrize("name", ["check", "check-config", "plan"])
+@pytest.mark.parametrize("name", ["check-config", "diagnose", "plan"])
 def test_commands_that_need_a_configuration_take_the_same_options(name: str) -> None:
     text = invoke(name, "--help").stdout
     for option in (
@@ -222,7 +222,8 @@ def test_every_command_is_there_and_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["completion", "bash"], ["check-config", "--help"]]
+    "arguments",
+    [["--help"], ["--version"], ["completion", "bash"], ["check-config", "--help"], ["status", "--help"]],
 )
 def test_what_should_be_quick_loads_nothing_that_is_slow(arguments: list[str]) -> None:
     program = (
@@ -257,7 +258,7 @@ def test_completion_scripts_call_us(shell: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("loaded-mp check", {"check", "check-config"}),
+        ("loaded-mp c", {"check-config", "cleanup", "completion", "convert"}),
         ("loaded-mp --work", {"--workers"}),
         ("loaded-mp check-config --back", {"--backend"}),
         ("loaded-mp completion ", {"bash", "zsh", "fish"}),

@@ -1,30 +1,39 @@
 """A Status as Prometheus reads it."""
 
-from dataclasses import replace
+import re
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loaded_mp.memory.counters import BackendCounter, Counter, FlowTableCounter, WorkerCounter
 from loaded_mp.metrics import queues
 from loaded_mp.metrics.collector import StatusCollector
 from loaded_mp.metrics.queues import QueueStatus, read_queues
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Status, WorkerStatus
 
+
+def counted(counters: type[Counter], first: int) -> dict[str, int]:
+    """A value of its own for each counter."""
+    return {each.name.lower(): first + each for each in counters}
+
+
 BACKEND = BackendStatus(
     name="web1",
     address="10.0.0.1",
     weight=3,
     effective_weight=3,
+    wanted="ready",
     up=True,
+    since_s=5.5,
+    cause="",
     flows=7,
-    new_flows=9,
-    to_backend_packets=11,
-    to_backend_bytes=1100,
-    to_client_packets=13,
-    to_client_bytes=1300,
+    counters=counted(BackendCounter, 1000),
+)
+DOWN = BACKEND.model_copy(
+    update={"name": "web2", "up": False, "since_s": 185.0, "cause": "connect to 10.0.0.1:80: refused"}
 )
 STATUS = Status(
     version="1.2.3",
@@ -32,22 +41,39 @@ STATUS = Status(
     generation=4,
     services=(
         ServiceStatus(
-            "web", ("192.0.2.10",), ("tcp/80",), "wrr", (BACKEND, replace(BACKEND, name="web2", up=False))
+            name="web", vips=("192.0.2.10",), listen=("tcp/80",), scheduler="wrr", backends=(BACKEND, DOWN)
         ),
     ),
-    workers=(WorkerStatus(0, 10, 77, None, 100, 40, 1, 2, 3, 4, 5),),
-    flow_table=FlowTableStatus(1000, 16, 2, 4096),
+    workers=(
+        WorkerStatus(
+            number=0,
+            queue=10,
+            pid=77,
+            core=None,
+            restarts=5,
+            queue_waiting=2,
+            queue_drops=3,
+            socket_drops=4,
+            counters=counted(WorkerCounter, 2000),
+        ),
+    ),
+    flow_table=FlowTableStatus(
+        capacity=1000, used=16, memory_bytes=4096, counters=counted(FlowTableCounter, 3000)
+    ),
     reasons={reason.name.lower(): int(reason) for reason in Reason if reason is not Reason.OK},
 )
 
 
-def samples(status: Status) -> dict[tuple[str, tuple[str, ...]], float]:
+def exposition(status: Status) -> str:
     registry = CollectorRegistry()
     registry.register(StatusCollector(lambda: status))
-    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return generate_latest(registry).decode()
+
+
+def samples(status: Status) -> dict[tuple[str, tuple[str, ...]], float]:
     return {
         (sample.name, tuple(sorted(sample.labels.values()))): sample.value
-        for family in families
+        for family in text_string_to_metric_families(exposition(status))
         for sample in family.samples
     }
 
@@ -60,19 +86,21 @@ def test_every_figure_is_exported_with_its_labels() -> None:
     assert found["loaded_mp_backend_weight", web1] == 3
     assert found["loaded_mp_backend_effective_weight", web1] == 3
     assert found["loaded_mp_backend_flows", web1] == 7
-    assert found["loaded_mp_backend_new_flows_total", web1] == 9
-    for name, direction, value in (
-        ("packets", "to_backend", 11),
-        ("bytes", "to_backend", 1100),
-        ("packets", "to_client", 13),
-        ("bytes", "to_client", 1300),
+    assert found["loaded_mp_backend_new_flows_total", web1] == BACKEND.counters["new_flows"]
+    for name, direction in (
+        ("packets", "to_backend"),
+        ("bytes", "to_backend"),
+        ("packets", "to_client"),
+        ("bytes", "to_client"),
     ):
         labels = tuple(sorted((*web1, direction)))
-        assert found[f"loaded_mp_backend_{name}_total", labels] == value
+        assert found[f"loaded_mp_backend_{name}_total", labels] == BACKEND.counters[f"{direction}_{name}"]
+    counters = STATUS.workers[0].counters
     for name, value in (
-        ("packets_total", 100),
-        ("batches_total", 40),
-        ("receive_overruns_total", 1),
+        ("packets_total", counters["packets"]),
+        ("batches_total", counters["batches"]),
+        ("receive_overruns_total", counters["receive_overruns"]),
+        ("unsent_verdicts_total", counters["unsent_verdicts"]),
         ("queue_waiting", 2),
         ("queue_drops_total", 3),
         ("socket_drops_total", 4),
@@ -81,10 +109,18 @@ def test_every_figure_is_exported_with_its_labels() -> None:
         assert found[f"loaded_mp_worker_{name}", ("0", "10")] == value
     assert found["loaded_mp_flow_table_capacity", ()] == 1000
     assert found["loaded_mp_flow_table_used", ()] == 16
-    assert found["loaded_mp_flow_table_evictions_total", ()] == 2
+    assert found["loaded_mp_flow_table_evictions_total", ()] == 3000
     assert found["loaded_mp_shared_memory_bytes", ()] == 4096
     assert found["loaded_mp_uptime_seconds", ()] == 5.5
     assert found["loaded_mp_build_info", ("1.2.3",)] == 1
+
+
+@pytest.mark.parametrize("counter", [*BackendCounter, *WorkerCounter, *FlowTableCounter])
+def test_every_counter_is_exported_with_its_help(counter: Counter) -> None:
+    first = {BackendCounter: 1000, WorkerCounter: 2000, FlowTableCounter: 3000}[type(counter)]
+    values = [value for (name, _), value in samples(STATUS).items() if name.endswith("_total")]
+    assert first + counter in values
+    assert re.search(rf"^# HELP loaded_mp_\w+_total .*{re.escape(counter.help)}", exposition(STATUS), re.M)
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.OK])

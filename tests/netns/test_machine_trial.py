@@ -1,4 +1,4 @@
-"""`loaded-mp check` on a real kernel: queues and rules are really tried, and nothing is left behind."""
+"""This machine on a real kernel: queues and rules are really tried, and nothing is left behind."""
 
 import json
 import os
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for networ
 _SCRIPT = """
 import dataclasses, json, subprocess
 from pathlib import Path
-from loaded_mp.cli.check import findings
+from loaded_mp.machine import findings
 def state():
     commands = "iptables-save", "ip6tables-save", "iptables-legacy-save", "ip address", "ip link"
     said = [subprocess.run(c.split(), capture_output=True, text=True, check=True).stdout for c in commands]

@@ -1,4 +1,4 @@
-"""loaded-mp check: whether this machine can do what a start needs, and what to do where it cannot.
+"""Whether this machine can do what a start needs, and what to do where it cannot.
 
 Queues and rules are really tried: in a network namespace of their own that ends with the trial.
 """
@@ -16,21 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import click
-from click.core import ParameterSource
-from rich.console import Console
-from rich.text import Text
-
-from loaded_mp.cli.options import DEFAULT_FILE, configuration_options
 from loaded_mp.config.model import Config
 from loaded_mp.datapath.queue import Queue, QueueError
+from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.shared import memory_bytes
 from loaded_mp.network import iptables, sysctls
 from loaded_mp.network.changes import AddChain
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.network.plan import Host, Link, plan
-from loaded_mp.supervisor.daemon import worker_count
-from loaded_mp.supervisor.snapshots import Ids, marks_of
+from loaded_mp.network.host import Host, Link
+from loaded_mp.plan import plan
+from loaded_mp.services import queues_of, services_of, worker_count
 
 _PROC = Path("/proc")
 #: The limit of a container (cgroup v2).
@@ -51,7 +46,6 @@ _DESCRIPTORS = 512
 _TRIAL_TIMEOUT_S = 120
 _COMMAND_TIMEOUT_S = 30
 _MIB = 1 << 20
-_STYLES = {"ok": "green", "warning": "yellow", "fail": "bold red"}
 _SAMPLE = Config.model_validate(
     {
         "services": [
@@ -67,16 +61,12 @@ _SAMPLE = Config.model_validate(
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the answer."""
+    """One thing there is to say about this machine."""
 
     level: Literal["ok", "warning", "fail"]
     what: str
     text: str
-    todo: str = ""
-
-
-def _verdict(fine: bool, what: str, text: str, todo: str) -> Finding:
-    return Finding("ok", what, text) if fine else Finding("fail", what, text, todo)
+    todo: str = ""  #: what to do about it
 
 
 def findings(config: Config | None) -> Iterator[Finding]:
@@ -99,6 +89,10 @@ def findings(config: Config | None) -> Iterator[Finding]:
     yield _descriptors()
     if config:
         yield from _interfaces(config)
+
+
+def _verdict(fine: bool, what: str, text: str, todo: str) -> Finding:
+    return Finding("ok", what, text) if fine else Finding("fail", what, text, todo)
 
 
 def _kernel() -> Finding:
@@ -162,11 +156,11 @@ def _bound_queues() -> dict[int, int]:
 
 
 def _queue_numbers(config: Config) -> Finding:
-    first, last = config.first_queue, config.first_queue + worker_count(config) - 1
-    numbers = f"{first}-{last}" if last > first else f"{first}"
-    if last > 0xFFFF:
+    queues = queues_of(config)
+    numbers = f"{queues[0]}-{queues[-1]}" if len(queues) > 1 else f"{queues[0]}"
+    if queues[-1] > 0xFFFF:
         return Finding("fail", "queues", f"there are no queues {numbers}", "choose a lower first_queue")
-    taken = {number: port for number, port in _bound_queues().items() if first <= number <= last}
+    taken = {number: port for number, port in _bound_queues().items() if number in queues}
     if not taken:
         return Finding("ok", "queues", f"{numbers} free")
     number, port = min(taken.items())
@@ -194,7 +188,7 @@ def _trial(config: Config) -> list[Finding]:
     """
     alone = ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0
     number = next(number for number in range(config.first_queue, 1 << 16) if number not in _bound_queues())
-    return [_queue(number, config.queue_length), *_rules(config, _put if alone else _test)]
+    return [_queue(number, config.queue_length), *_rules(config, iptables.apply if alone else _test)]
 
 
 def _queue(number: int, length: int) -> Finding:
@@ -206,22 +200,17 @@ def _queue(number: int, length: int) -> Finding:
     return Finding("ok", "NFQUEUE", f"a queue for {length:,} packets was bound")
 
 
-def _put(chain: AddChain) -> None:
-    iptables.apply(chain, iptables.variant())
-
-
 def _test(chain: AddChain) -> None:
-    command = iptables.command_name(chain.tool, iptables.variant(), "-restore")
-    done = _run([command, "--noflush", "--test"], chain.text(jump=True))
+    done = _run([f"{chain.tool}-restore", "--noflush", "--test"], chain.text(jump=True))
     if done.returncode:
         raise NetworkError(" ".join(done.stderr.split()))
 
 
 def _rules(config: Config, attempt: Callable[[AddChain], None]) -> Iterator[Finding]:
     names = config.network.public_interface, config.network.private_interface
-    host = Host({name: Link(True, 1500) for name in names if name}, (), (), sysctls.read_sysctls())
-    marks = marks_of(Ids().expand(config))
-    changes = plan(config, host, config.first_queue, worker_count(config), marks).changes
+    links = {name: Link(True, 1500) for name in names if name}
+    host = Host(links, (), (), sysctls.read_sysctls(), iptables.variant())
+    changes = plan(services_of(config), host).changes
     chains = [change for change in changes if isinstance(change, AddChain)]
     for family in sorted({chain.family for chain in chains}):
         tables = [chain for chain in chains if chain.family == family]
@@ -230,16 +219,10 @@ def _rules(config: Config, attempt: Callable[[AddChain], None]) -> Iterator[Find
             for chain in tables:
                 attempt(chain)
         except NetworkError as error:
-            todo = (
-                "the kernel needs the tables raw, mangle and nat, the targets NFQUEUE, CT and MASQUERADE and"
-                " the matches conntrack, ttl, hl and length (xt_NFQUEUE, xt_CT, xt_MASQUERADE, xt_conntrack,"
-                ' xt_hl, xt_length, nf_nat, nf_tables or ip_tables); for forwarding = "conntrack" also the'
-                " table security, the matches mark and connmark and the target DNAT (xt_mark, xt_connmark,"
-                " xt_nat)"
-            )
-            yield Finding("fail", what, str(error), todo)
+            wanted = (f'for forwarding = "{name}": {each.needs}' for name, each in FORWARDINGS.items())
+            yield Finding("fail", what, str(error), f"the kernel needs {'; '.join(wanted)}")
         else:
-            verb = "stood" if attempt is _put else "were tested"
+            verb = "stood" if attempt is iptables.apply else "were tested"
             yield Finding("ok", what, f"{verb} in the tables {', '.join(chain.table for chain in tables)}")
 
 
@@ -319,32 +302,3 @@ def _interfaces(config: Config) -> Iterator[Finding]:
             name if name in present else f"this machine has no interface {name}",
             f"set network.{key} to one of: {', '.join(present)}",
         )
-
-
-def _given(context: click.Context) -> bool:
-    """Whether anything says what the configuration is: an option or the file that is read by default."""
-    options = (context.get_parameter_source(each.name or "") for each in context.command.params)
-    return any(source is not ParameterSource.DEFAULT for source in options) or DEFAULT_FILE.exists()
-
-
-@click.command("check")
-@configuration_options
-@click.pass_context
-def command(context: click.Context, load: Callable[[], Config]) -> None:
-    """Say whether this machine is able to run loaded-mp, and what to do where it is not.
-
-    Without a configuration it is checked for the default settings. Nothing is changed: queues and rules are
-    tried in a network namespace of their own. The exit status is 1 if anything failed, 0 otherwise.
-    """
-    config = load() if _given(context) else None
-    console = Console(highlight=False, soft_wrap=True)
-    failed = False
-    for finding in findings(config):
-        failed = failed or finding.level == "fail"
-        console.print(
-            Text.assemble((f"{finding.level:<9}", _STYLES[finding.level]), f"{finding.what:<19}"), end=""
-        )
-        console.print(Text(finding.text))
-        if finding.todo:
-            console.print(Text(f"{'':<28}{finding.todo}"))
-    context.exit(1 if failed else 0)

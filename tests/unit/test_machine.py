@@ -1,17 +1,18 @@
-"""What `loaded-mp check` says of machines that are made up; tests/netns has the trial on a real kernel."""
+"""What is found on machines that are made up; tests/netns has the trial on a real kernel."""
 
 import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from click.testing import CliRunner
 
-from loaded_mp.cli import check
-from loaded_mp.cli.check import Finding, command, findings
+from loaded_mp import machine
+from loaded_mp.cli import diagnose
 from loaded_mp.config.model import Config
+from loaded_mp.machine import Finding, findings
 
 ALL_CAPABILITIES = "000001ffffffffff"
 SERVICES = ({"name": "web", "vips": ["192.0.2.10"], "backends": [{"address": "10.0.0.1"}]},)
@@ -34,17 +35,17 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
     write("self/status", f"Name:\tx\nCapEff:\t{ALL_CAPABILITIES}\n")
     write("net/netfilter/nfnetlink_queue", "")
-    write("meminfo", "MemTotal: 9 kB\nMemAvailable:   4000000 kB\n")
+    write("meminfo", "MemTotal: 9 kB\nMemAvailable:   6000000 kB\n")
     write("sys/net/ipv4/ip_forward", "1\n")
     write("sys/net/ipv6/conf/all/forwarding", "1\n")
     write("sys/net/netfilter/nf_conntrack_count", "10\n")
     write("sys/net/netfilter/nf_conntrack_max", "1000\n")
     for name in ("all", "default", "lo", "eth0", "eth1"):
         write(f"sys/net/ipv4/conf/{name}/rp_filter", "0\n")
-    monkeypatch.setattr(check, "_PROC", tmp_path)
-    monkeypatch.setattr(check, "_CGROUP_LIMIT", tmp_path / "memory.max")
-    monkeypatch.setattr(check, "_iptables", lambda: iter([Finding("ok", "iptables", "v1")]))
-    monkeypatch.setattr(check, "_tried", lambda _: [Finding("ok", "NFQUEUE", "bound")])
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    monkeypatch.setattr(machine, "_CGROUP_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(machine, "_iptables", lambda: iter([Finding("ok", "iptables", "v1")]))
+    monkeypatch.setattr(machine, "_tried", lambda _: [Finding("ok", "NFQUEUE", "bound")])
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     return write
 
@@ -70,7 +71,7 @@ def test_missing_capabilities_are_named_and_nothing_is_tried(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write("self/status", f"CapEff:\t{0x1FFFFFFFFFF & ~(1 << 12) & ~(1 << 18):016x}\n")
-    monkeypatch.setattr(check, "_tried", lambda _: pytest.fail("tried"))
+    monkeypatch.setattr(machine, "_tried", lambda _: pytest.fail("tried"))
     finding = found("capabilities")
     assert finding.level == "fail"
     assert "CAP_NET_ADMIN" in finding.text
@@ -169,13 +170,13 @@ def test_interfaces_of_the_configuration() -> None:
 
 @pytest.mark.parametrize(("level", "status"), [("ok", 0), ("warning", 0), ("fail", 1)])
 def test_the_exit_status_and_what_to_do(
-    level: str, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    level: Literal["ok", "warning", "fail"], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        check, "findings", lambda _: [Finding("ok", "kernel", "Linux"), Finding(level, "a", "b", "do c")]
+        diagnose, "findings", lambda _: [Finding("ok", "kernel", "Linux"), Finding(level, "a", "b", "do c")]
     )
-    result = CliRunner().invoke(command, [])
+    result = CliRunner().invoke(diagnose.command, [])
     assert result.exit_code == status
     assert result.output.splitlines()[0].split() == ["ok", "kernel", "Linux"]
     assert result.output.splitlines()[1].split() == [level, "a", "b"]

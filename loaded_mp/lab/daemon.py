@@ -1,0 +1,64 @@
+"""A loaded-mp that runs in a lab."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
+
+from loaded_mp.lab.namespace import Namespace
+from loaded_mp.lab.wait import wait_until
+from loaded_mp.status import BackendStatus, Status
+
+_READY_S = 120.0  # the first start compiles
+_STOP_S = 20.0
+
+
+class Daemon:
+    """A loaded-mp that runs in the balancer's namespace."""
+
+    def __init__(self, namespace: Namespace, log: Path, process: subprocess.Popen[str]) -> None:
+        self._namespace = namespace
+        self._log = log
+        self.process = process
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text()
+
+    def logged(self, text: str, deadline_s: float = 10.0) -> None:
+        """Wait until the log holds `text`. Raises TimeoutError."""
+        wait_until(lambda: text in self.log, f"{text!r} in the log:\n{self.log}", deadline_s)
+
+    def ready(self) -> Self:
+        """Wait until it serves. Raises RuntimeError with the log if it ends instead, or has compiled late."""
+        wait_until(lambda: "event=ready" in self.log or self.process.poll() is not None, "ready", _READY_S)
+        if self.process.poll() is not None:
+            raise RuntimeError(f"loaded-mp ended with status {self.process.returncode}:\n{self.log}")
+        self._compiled_in_time()
+        return self
+
+    def status(self) -> Status:
+        """What `loaded-mp status --json` says."""
+        return Status.model_validate_json(self._namespace.run(loaded_mp(), "status", "--json").stdout)
+
+    def backends(self) -> dict[str, BackendStatus]:
+        """The status of each backend by its address."""
+        return {each.address: each for service in self.status().services for each in service.backends}
+
+    def stop(self) -> None:
+        """SIGTERM, and wait. Raises RuntimeError with the log if it fails or has compiled late."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        if self.process.wait(_STOP_S):
+            raise RuntimeError(f"loaded-mp ended with status {self.process.returncode}:\n{self.log}")
+        self._compiled_in_time()
+
+    def _compiled_in_time(self) -> None:
+        if "event=compiled-late" in self.log:
+            raise RuntimeError(f"loaded-mp compiled while packets waited:\n{self.log}")
+
+
+def loaded_mp() -> str:
+    """The command beside this interpreter."""
+    return str(Path(sys.executable).with_name("loaded-mp"))

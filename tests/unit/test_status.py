@@ -1,0 +1,114 @@
+"""What the status is made of, and how it looks on a screen."""
+
+import subprocess
+import sys
+from io import StringIO
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from test_metrics import BACKEND, STATUS
+
+from loaded_mp.cli import status as screen
+from loaded_mp.memory.counters import FlowTableCounter
+from loaded_mp.status import BackendStatus, Status
+
+ADDRESSES = ("10.0.0.1", "2001:db8:10::10", "2001:db8:1111:2222:3333:4444:5555:6666")
+QUIET = STATUS.model_copy(
+    update={
+        "reasons": {},
+        "workers": tuple(
+            each.model_copy(update={"counters": each.counters | {"unsent_verdicts": 0}})
+            for each in STATUS.workers
+        ),
+    }
+)
+
+
+def shown(status: Status, width: int = 160) -> str:
+    console = Console(file=StringIO(), width=width, highlight=False, emoji=False)
+    screen.show(console, status)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def with_backends(*backends: BackendStatus) -> Status:
+    (service,) = QUIET.services
+    return QUIET.model_copy(update={"services": (service.model_copy(update={"backends": backends}),)})
+
+
+def test_json_is_read_back_as_it_was() -> None:
+    assert Status.model_validate_json(STATUS.model_dump_json(indent=2)) == STATUS
+
+
+def test_what_a_status_is_made_of_needs_nothing_that_is_slow() -> None:
+    program = "import sys, loaded_mp.status, loaded_mp.memory.counters as c; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_the_command_prints_addresses_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = with_backends(BACKEND.model_copy(update={"address": "2001:db8:a:1::b:ab:1"}))
+    monkeypatch.setattr(screen, "ask", lambda *_: now)
+    assert "web1 2001:db8:a:1::b:ab:1" in CliRunner().invoke(screen.command, []).stdout
+    assert CliRunner().invoke(screen.command, ["--json"]).stdout == now.model_dump_json(indent=2) + "\n"
+
+
+def test_a_wide_screen_shows_everything() -> None:
+    text = shown(with_backends(BACKEND))
+    counters = BACKEND.counters
+    for figure in (
+        "192.0.2.10",
+        "web1 10.0.0.1",
+        "3/3",
+        f"{counters['new_flows']:,}",
+        f"{counters['to_backend_packets']:,} p 1 KB",
+        f"{counters['to_client_packets']:,} p 1 KB",
+        "100 (100) %",
+        f"{STATUS.flow_table.counters[FlowTableCounter.EVICTIONS.name.lower()]:,} evicted",
+        "not balanced: nothing",
+    ):
+        assert figure in text
+    assert "must be zero" not in text
+    assert "down" not in text
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_80_columns_hold_every_address(address: str) -> None:
+    figures = BACKEND.counters | {"new_flows": 999_999, "to_backend_bytes": 10**12, "to_client_bytes": 10**9}
+    busy = BACKEND.model_copy(update={"address": address, "flows": 999_999, "counters": figures})
+    text = shown(with_backends(busy, busy), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for figure in ("999,999", "1 TB", "1 GB", "3/3"):
+        assert text.count(figure) >= 2
+    assert address in text.replace("\n", "") or address in "".join(text.split())
+
+
+def test_a_backend_that_is_down_says_why_and_for_how_long() -> None:
+    cause = "connect to [fd00::1]:80: refused"
+    down = BACKEND.model_copy(update={"up": False, "since_s": 185.2, "cause": cause})
+    assert f"down: web web1 10.0.0.1 for 3 min 5 s: {cause}\n" in shown(with_backends(BACKEND, down))
+
+
+@pytest.mark.parametrize("wanted", ["drain", "maintenance"])
+def test_what_the_operator_wants_is_shown(wanted: str) -> None:
+    assert wanted in shown(with_backends(BACKEND.model_copy(update={"wanted": wanted})), 80)
+
+
+def test_what_must_be_zero_stands_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "_must_be_zero", lambda reason: reason == "cut")
+    lines = shown(QUIET.model_copy(update={"reasons": {"no_flow": 3, "cut": 2, "link": 0}})).splitlines()
+    assert "not balanced: no_flow 3" in lines
+    assert "must be zero: cut 2" in lines
+    unsent = sum(each.counters["unsent_verdicts"] for each in STATUS.workers)
+    lines = shown(STATUS.model_copy(update={"reasons": {}})).splitlines()
+    assert f"must be zero: unsent_verdicts {unsent:,}" in lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert screen._duration(seconds) == text

@@ -42,9 +42,12 @@ class Service(Settings):
     scheduler: Annotated[str, one_of(SCHEDULERS)] = "wrr"
     affinity: Annotated[str, one_of(AFFINITIES)] = "source"  #: what makes packets one flow
     forwarding: Annotated[str, one_of(FORWARDINGS)] = "rewrite"  #: who writes the addresses
-    tcp_idle_s: IdleSeconds = 900
+    tcp_idle_s: IdleSeconds = 7_500  #: more than TCP's keepalive of 7,200 (RFC 9293, 3.8.4)
     udp_idle_s: IdleSeconds = 300
     other_idle_s: IdleSeconds = 60
+    unconfirmed_s: IdleSeconds = (
+        10  #: of a client that sent one packet and got no answer, where workers rewrite
+    )
     check: Annotated[Check, OneOfTypes(CHECKS)] | None = None  #: None: every backend counts as up
     backends: tuple[Backend, ...] = Field(min_length=1)
 

@@ -77,8 +77,7 @@ def _to_backend(packet: Bytes, header: Header, work: Work) -> tuple[Reason, int]
     service = service_of(snapshot, vip, ends.protocol, _port(header, ends))
     if service < 0:
         return Reason.NO_SERVICE, 0
-    idle_s = _idle_s(work, service, header.protocol)
-    backend = _backend_for(work, service, client_flow(work, service, ends), idle_s)
+    backend = _backend_for(work, service, client_flow(work, service, ends), ends.protocol)
     if backend < 0:
         return (Reason.NO_BACKEND if backend == _NO_BACKEND else Reason.LOST_RACE), 0
     if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK:
@@ -87,7 +86,9 @@ def _to_backend(packet: Bytes, header: Header, work: Work) -> tuple[Reason, int]
     if snapshot.backend_flags[backend] & Flag.SEVERAL:
         address = read_address(packet, destination_at(header.version, header.start), header.version)
         flow = reply_flow(work, address, ends)
-        _remember_vip(work, flow, REPLY + snapshot.vip_listeners[vip, 2], idle_s)
+        _remember_vip(
+            work, flow, REPLY + snapshot.vip_listeners[vip, 2], _idle_s(work, service, ends.protocol)
+        )
     _count_to_backend(work, backend, header)
     return Reason.OK, 0
 
@@ -123,9 +124,11 @@ def _to_client(packet: Bytes, header: Header, work: Work) -> Reason:
         return Reason.LINK
     if header.kind == KIND_ERROR:
         return _error_to_client(packet, header, work)
-    backend, vip = _flow_of_reply(work, header, ends_of(packet, header, False))
+    ends = ends_of(packet, header, False)
+    backend, vip = _flow_of_reply(work, header, ends)
     if backend < 0:
         return Reason.NO_FLOW
+    _renew(work, backend, ends)
     set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
     _count_to_client(work, backend, header)
     return Reason.OK
@@ -155,15 +158,19 @@ def _error_to_client(packet: Bytes, header: Header, work: Work) -> Reason:
 
 
 @compiled
-def _backend_for(work: Work, service: int, flow: Flow, idle_s: int) -> int:
+def _backend_for(work: Work, service: int, flow: Flow, protocol: int) -> int:
     """The backend of a client's flow, entered or moved if need be; else _NO_BACKEND or _LOST_RACE."""
-    deadline_s = work.now_s + idle_s
+    row = work.snapshot.services[service]
+    confirmed_s = first_s = _idle_s(work, service, protocol)
+    # Of a connection that the kernel goes on with, no second packet is seen.
+    if row[ServiceColumn.ANSWER] == Answer.REWRITE:
+        first_s = min(confirmed_s, row[ServiceColumn.UNCONFIRMED_S])
     for _ in range(_TRIES):
         entry, word = find(work.table, flow)
         if entry >= 0:
             held = value_of(word)
             if _serves(work, held, service) and work.snapshot.backend_flags[held] & Flag.USABLE:
-                if touch(work.table, entry, word, work.now_s, deadline_s):
+                if touch(work.table, entry, word, work.now_s, work.now_s + confirmed_s):
                     return held
                 continue
         backend = pick(work, service, flow)
@@ -173,12 +180,26 @@ def _backend_for(work: Work, service: int, flow: Flow, idle_s: int) -> int:
             if replace(work.table, entry, word, backend):
                 _count_flow(work, backend, held)
             continue
-        held, evicted = insert(work.table, flow, backend, deadline_s)
+        held, evicted = insert(work.table, flow, backend, work.now_s + first_s)
         _count_evicted(work, evicted)
         if held == backend:
             _count_flow(work, backend, -1)
             return backend
     return _LOST_RACE
+
+
+@compiled
+def _renew(work: Work, backend: int, ends: Ends) -> None:
+    """Let a client's flow live on, as its backend has answered."""
+    service = work.snapshot.backend_services[backend]
+    deadline_s = work.now_s + _idle_s(work, service, ends.protocol)
+    entry, word = find(work.table, client_flow(work, service, ends))
+    if entry >= 0:
+        touch(work.table, entry, word, work.now_s, deadline_s)
+    if work.snapshot.backend_flags[backend] & Flag.SEVERAL:
+        entry, word = find(work.table, reply_flow(work, ends.server, ends))
+        if entry >= 0:
+            touch(work.table, entry, word, work.now_s, deadline_s)
 
 
 @compiled

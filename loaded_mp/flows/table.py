@@ -110,7 +110,7 @@ def replace(table: FlowTable, entry: int, word: np.uint64, value: int) -> bool:
 
 @compiled
 def insert(table: FlowTable, flow: Flow, value: int, deadline_s: int) -> tuple[int, int]:
-    """Enter `flow` with `value`, unless another process was faster.
+    """Enter `flow` with `value`, unless another process was faster. Who expires soonest gives way.
 
     Returns the value that holds now, and that of another flow which had to give way, or -1.
     """
@@ -136,6 +136,8 @@ def insert(table: FlowTable, flow: Flow, value: int, deadline_s: int) -> tuple[i
             table.deadlines_s[first] = np.uint32(deadline_s)
         new = fingerprint << _FINGERPRINT_SHIFT | _next_tag(head) | np.uint64(value)
         if cas(table.words, first, head, new):
+            # Not before: it might be the one that was there whose time were cut short.
+            table.deadlines_s[first] = np.uint32(deadline_s)
             table.keys[first, 0] = flow.scope
             table.keys[first, 1] = flow.address.high
             table.keys[first, 2] = flow.address.low

@@ -62,11 +62,12 @@ class ServiceColumn(IntEnum):
     TCP_IDLE_S = 2
     UDP_IDLE_S = 3
     OTHER_IDLE_S = 4
-    ANSWER = 5  #: an Answer
-    AFFINITY = 6  #: an Affinity
-    PICK = 7  #: a Pick
-    PLUS = 8  #: for Pick.LEAST
-    WEIGHTED = 9  #: for Pick.LEAST: 0: all weights count as 1
+    UNCONFIRMED_S = 5  #: until a second packet comes or the backend answers
+    ANSWER = 6  #: an Answer
+    AFFINITY = 7  #: an Affinity
+    PICK = 8  #: a Pick
+    PLUS = 9  #: for Pick.LEAST
+    WEIGHTED = 10  #: for Pick.LEAST: 0: all weights count as 1
 
 
 class Flag(IntEnum):
@@ -85,7 +86,7 @@ class Snapshot(NamedTuple):
     vip_bytes: npt.NDArray[np.uint8]  #: [MAX_VIPS, 16] by VIP id, network byte order, IPv4 in the first 4
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 4], see ListenerColumn
-    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 10] by service id, see ServiceColumn
+    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 11] by service id, see ServiceColumn
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service

@@ -63,13 +63,17 @@ class Children:
         self._stopping = False
         self.children = [Child(place) for place in places]
 
+    def running(self) -> list[int]:
+        """The numbers of the workers that have a process."""
+        return [child.place.number for child in self.children if child.pid]
+
     async def start(self) -> None:
         """Fork all workers and wait until each has been heard of. Raises StartError."""
         for child in self.children:
             self._fork(child)
         deadline_s = self._clock() + _START_TIMEOUT_S
         while not all(child.pid and self._heard_s(child) >= child.started_s for child in self.children):
-            self.reap()
+            self.look()
             if any(child.restarts for child in self.children) or self._clock() > deadline_s:
                 raise StartError("the workers do not come up; the lines above say why")
             await asyncio.sleep(0.005)
@@ -152,7 +156,20 @@ class Children:
         # Rounded down: the heartbeat is in whole milliseconds.
         child.started_s = int(self._clock() * 1000) / 1000
         replacing = child.restarts > 0
-        child.pid = os.fork()
+        try:
+            child.pid = os.fork()
+        except OSError as error:  # too many processes, or no memory: that may pass
+            child.pause_s = min(max(_FIRST_PAUSE_S, child.pause_s * 2), _LONGEST_PAUSE_S)
+            child.due_s = self._clock() + child.pause_s
+            log.error(
+                event(
+                    "fork-failed",
+                    worker=child.place.number,
+                    cause=os.strerror(error.errno or 0),
+                    again_in_s=child.pause_s,
+                )
+            )
+            return
         if child.pid:
             if replacing:
                 log.info(event("worker-started", worker=child.place.number, pid=child.pid))

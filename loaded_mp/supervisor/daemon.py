@@ -67,7 +67,8 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._gone: set[int] = set()  #: backends whose connections are to be forgotten
         self.memory = new_shared_memory(config.flows, worker_count(config))
-        self.publisher = Publisher(self.memory)
+        self._children: Children | None = None
+        self.publisher = Publisher(self.memory, self._running)
         self.backends = Backends(self.memory, config)
         self.flows = Count(self.memory)
         self.sweeper = Sweeper(self.memory.table, Expire(self.memory), self.flows)
@@ -83,6 +84,8 @@ class Daemon:
                 "starting", workers=worker_count(config), flows=config.flows, memory_mib=f"{memory_mib:.0f}"
             )
         )
+        # A reload that is asked for too early waits; SIGHUP would end the process else.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
         async with contextlib.AsyncExitStack() as stack:
             control = stack.enter_context(control_socket())
             _clear_up()
@@ -115,7 +118,7 @@ class Daemon:
             worker.Place(number, queue.number, queue.descriptor, core, self.config.user)
             for number, (queue, core) in enumerate(zip(queues, cores_of(self.config), strict=True))
         ]
-        children = Children(places, partial(worker.run, self.memory), self._heartbeat_s)
+        self._children = children = Children(places, partial(worker.run, self.memory), self._heartbeat_s)
         self._handle_signals(children)
         try:
             ask_for_short_slices()
@@ -125,6 +128,9 @@ class Daemon:
         await children.start()
         return children
 
+    def _running(self) -> list[int]:
+        return self._children.running() if self._children else []
+
     def _heartbeat_s(self, number: int) -> float:
         return float(self.memory.stamps[number, Stamp.HEARTBEAT_MS]) / 1000
 
@@ -132,7 +138,6 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         loop.add_signal_handler(signal.SIGCHLD, children.reap)
 
     def _set_up_network(self) -> None:
@@ -226,10 +231,12 @@ class Daemon:
         if changed:
             log.warning(event("restart-needed", keys=",".join(changed), effect="these keep their values"))
         config = config.model_copy(update=fixed)
+        if config == self.config:
+            log.info(event("reloaded", changed="nothing"))
+            return []
         try:
             await self._run_with(config)
         except (TooLargeError, NetworkError) as error:
-            await self._run_with(self.config)
             return _refused([str(error)])
         self.config = config
         set_level(config.log_level)
@@ -239,14 +246,21 @@ class Daemon:
         return []
 
     async def _run_with(self, config: Config) -> None:
+        """Take over a configuration. Raises TooLargeError or NetworkError; then all is as it was."""
         before = self.backends.services
         self.backends.configure(config)
-        await self.publisher.publish(self.backends.fill)
-        if self._network_setup:
-            # Rules that are put again count from 0: seen before and right after, nothing of it is lost.
-            self.accounting.read(before)
-            self._set_up_network()
-            self.accounting.read(self.backends.services)
+        try:
+            changes = plan(self.backends.services, setup.read_host()).changes if self._network_setup else ()
+            await self.publisher.publish(self.backends.fill)
+            if self._network_setup:
+                # Rules that are put again count from 0: seen before and right after, nothing of it is lost.
+                self.accounting.read(before)
+                setup.change(changes)
+                self.accounting.read(self.backends.services)
+        except NetworkError:
+            self.backends.configure(before.config)
+            await self.publisher.publish(self.backends.fill)
+            raise
 
     async def _release_removed(self) -> None:
         removed = self.backends.removed()

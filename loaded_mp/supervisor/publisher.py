@@ -1,7 +1,7 @@
 """Publishing snapshots: write the buffer that nobody reads, then raise the generation."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -15,8 +15,10 @@ _POLL_S = 0.01
 class Publisher:
     """The only writer of the snapshots."""
 
-    def __init__(self, memory: SharedMemory) -> None:
+    def __init__(self, memory: SharedMemory, running: Callable[[], Collection[int]]) -> None:
+        """`running` says which workers have a process: the others read nothing, and stamp nothing."""
         self._memory = memory
+        self._running = running
         self._lock = asyncio.Lock()
 
     @property
@@ -32,9 +34,9 @@ class Publisher:
             add(self._memory.generation, 0, np.uint64(1))
 
     async def stamped(self) -> None:
-        """Wait until every worker uses the generation that holds.
+        """Wait until every worker that runs uses the generation that holds.
 
         A worker that hangs is replaced after a while, and its replacement stamps: so this ends.
         """
-        while self.generation > 1 and self._memory.stamps[:, Stamp.GENERATION].min() < self.generation:
+        while any(self._memory.stamps[n, Stamp.GENERATION] < self.generation for n in self._running()):
             await asyncio.sleep(_POLL_S)

@@ -131,6 +131,7 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part]) -> None:
             service.tcp_idle_s,
             service.udp_idle_s,
             service.other_idle_s,
+            service.unconfirmed_s,
             FORWARDINGS[service.forwarding].answer,
             Affinity[service.affinity.upper()],
             scheduler.pick,

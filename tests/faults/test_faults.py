@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from loaded_mp.lab.daemon import Daemon
+from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIPS, Lab, Options, in_url
 from loaded_mp.lab.wait import wait_until
 
@@ -256,3 +256,42 @@ def test_reload(lab: Lab) -> None:
     daemon.stop()
     assert "event=reloaded" not in daemon.log
     assert "event=stopped" not in daemon.log  # the new log level
+
+
+def test_a_reload_while_an_interface_is_away_is_refused_and_changes_nothing(lab: Lab) -> None:
+    lab.balancer.ip("link add extra type veth peer name extra2", "link set extra2 up")
+    path = lab.folder / "away.toml"
+    config = lab.config(checked=False).replace('public_interface = "public"', 'public_interface = "extra"')
+    path.write_text(config)
+    daemon = lab.start_daemon("-c", str(path)).ready()
+    before = lab.answers("http", VIP4, 1, lab.sources4)
+    assert errors(before) == []
+    rules = lab.balancer.run("iptables-save").stdout.count("LOADED")
+    lab.balancer.ip("link delete extra")
+    path.write_text(config.replace("weight = 1", "weight = 2"))
+    refused = lab.balancer.run(loaded_mp(), "reload", check=False)
+    assert refused.returncode == 2
+    assert "network.public_interface: this host has no interface 'extra'" in refused.stderr
+    path.write_text(config)
+    assert "reloaded" in lab.balancer.run(loaded_mp(), "reload").stdout
+    assert lab.balancer.run("iptables-save").stdout.count("LOADED") == rules
+    assert lab.answers("http", VIP4, 1, lab.sources4) == before
+    daemon.stop()
+    assert "Traceback" not in daemon.log
+
+
+def test_a_worker_in_its_pause_holds_up_nobody(lab: Lab, daemon: Daemon) -> None:
+    """A worker that keeps dying is started again seldom; what others read changes all the same."""
+    killed = 0
+    while killed < 6:
+        pid = wait_until(lambda: workers(daemon)[0], "worker 0 runs", 20.0)
+        os.kill(pid, signal.SIGKILL)
+        killed += 1
+    before = daemon.status().generation
+    assert not daemon.status().workers[0].pid, "it pauses for 3.2 s"
+    lab.backends[1].stop_web()
+    wait_until(lambda: daemon.status().generation > before + 1, "both families' going down is published", 3.0)
+    assert not daemon.status().workers[0].pid, "it still pauses"
+    lab.backends[1].start_web()
+    wait_until(lambda: daemon.backends()[lab.backends[1].ipv4].up, "backend2 is up again")
+    wait_until(lambda: daemon.backends()[lab.backends[1].ipv6].up, "backend2 is up again")

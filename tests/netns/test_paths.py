@@ -139,5 +139,8 @@ def test_errors_of_clients_reach_their_backend(far: Lab) -> None:
             return total
 
         before = unreachable()
-        far.client.run(sys.executable, "-c", sender, vip)
+        for _ in range(5):  # on a busy machine the answer may be faster than the close
+            far.client.run(sys.executable, "-c", sender, vip)
+            if unreachable() > before:
+                break
         assert unreachable() == before + 1

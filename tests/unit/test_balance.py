@@ -29,7 +29,7 @@ from world import ALL, BACKENDS, CLIENT, HOOK_POSTROUTING, ROUTER, VIP, VIP2, VI
 from loaded_mp.datapath import balance
 from loaded_mp.datapath.messages import HOOK_PREROUTING, NF_ACCEPT, NF_DROP, NF_REPEAT
 from loaded_mp.flows.flow import flow_of
-from loaded_mp.flows.table import find, insert, value_of
+from loaded_mp.flows.table import MAX_VALUE, expire, find, insert, value_of
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
 from loaded_mp.memory.snapshot import MARK
 from loaded_mp.packet.address import address128
@@ -318,8 +318,55 @@ def test_a_flow_lives_as_long_as_its_protocol_says(version: int) -> None:
     for layer, idle_s in ((echo(version, 1), 60), (UDP(), 300), (TCP(), 900)):
         world.now_s += 1
         world.request(ip(version, CLIENT[version], VIP[version]) / layer)
+        world.request(ip(version, CLIENT[version], VIP[version]) / layer)
         assert world.table.deadlines_s.max() == world.now_s + idle_s
     assert world.flows() == 1
+
+
+@both
+@pytest.mark.parametrize("several", [False, True])
+def test_a_flow_is_short_lived_until_a_second_packet_or_an_answer_comes(version: int, several: bool) -> None:
+    more = [service("mail", [VIP2[version]], dict.fromkeys(ALL, 1))] if several else []
+    world = World(web(udp_idle_s=300, unconfirmed_s=10), *more)
+
+    def lives_s() -> int:
+        entry, _ = find(world.table, flow)
+        return int(world.table.deadlines_s[entry]) - world.now_s
+
+    for source, answered in ((CLIENT[version], True), (CLIENT[version] + "1", False)):
+        request = ip(version, source, VIP[version]) / UDP(sport=1, dport=2)
+        backend = world.backend_of(request)
+        part = next(part for part in world.parts if part.family == version)
+        address = address128(ip_address(source))
+        flow = unsigned(flow_of(world.table.secret, np.uint64(part.id), address))
+        assert lives_s() == 10
+        if answered:
+            assert world.reply(ip(version, backend, source) / UDP(sport=2, dport=1))[0] == Reason.OK
+        else:
+            world.request(request)
+        assert lives_s() == 300
+
+
+@both
+@pytest.mark.parametrize("several", [False, True])
+def test_a_server_that_streams_keeps_its_flow(version: int, several: bool) -> None:
+    more = [service("mail", [VIP2[version]], dict.fromkeys(ALL, 1))] if several else []
+    world = World(web(udp_idle_s=300), *more)
+    backend = world.backend_of(ip(version, CLIENT[version], VIP[version]) / UDP(sport=1, dport=2))
+    for _ in range(5):
+        reply = ip(version, backend, CLIENT[version]) / UDP(sport=2, dport=1)
+        assert world.reply(reply)[0] == Reason.OK
+        world.now_s += 250
+        removed = np.zeros(MAX_VALUE + 1, np.int64)
+        expire(world.table, 0, world.table.words.size, world.now_s, removed)
+    assert world.flows() == 1 + several
+
+
+@both
+def test_where_the_kernel_goes_on_a_flow_lives_long_at_once(version: int) -> None:
+    world = World(web(forwarding="conntrack", tcp_idle_s=900))
+    world.decide(bytes(ip(version, CLIENT[version], VIP[version]) / TCP(dport=80)), HOOK_PREROUTING)
+    assert world.table.deadlines_s.max() == world.now_s + 900
 
 
 @both

@@ -1,6 +1,7 @@
 """Workers that do nothing, under a clock that tests set."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -172,6 +173,29 @@ def test_a_replacement_knows_that_it_is_one(tmp_path: object) -> None:
     asyncio.run(children.stop())
     os.close(reader)
     os.close(writer)
+
+
+def test_a_fork_that_fails_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.start()
+    child = world.children.children[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fork", failing_fork)
+        world.kill(0)
+        assert child.pid == 0
+        assert 'event=fork-failed worker=0 cause="Resource temporarily unavailable"' in caplog.text
+        world.clock.now_s += 1
+        world.children.look()
+        assert child.pid == 0
+    world.clock.now_s += 1
+    world.children.look()
+    assert child.pid
+    assert world.children.children[1].pid
+
+
+def failing_fork() -> int:
+    raise OSError(errno.EAGAIN, "again")
 
 
 def test_stop_is_bounded(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,7 +58,7 @@ def test_after_the_start_nothing_is_compiled() -> None:
         sweeper = Sweeper(memory.table)
         await sweeper._pass((Expire(memory), Count(memory)), 0)
         await sweeper.once(Forget(memory.table, [3]))
-        await Publisher(memory).publish(lambda snapshot: None)
+        await Publisher(memory, list).publish(lambda snapshot: None)
 
     with event.install_recorder("numba:compile") as late:
         with socket.socket() as no_queue:

@@ -158,6 +158,17 @@ def test_a_full_bucket_gives_up_its_oldest() -> None:
     assert 0 not in present
 
 
+def test_a_flood_of_short_lived_flows_moves_none_that_live_long() -> None:
+    table = new_table(4096, SECRET)
+    living, now_s = 2048, 1000
+    for source in range(living):
+        insert(table, flow_of(table, 0, source), 1, now_s + 7_500)
+    for source in range(100_000):
+        insert(table, flow_of(table, 1, source), 2, now_s + 10)
+    there = [find(table, flow_of(table, 0, source))[0] >= 0 for source in range(living)]
+    assert all(there)
+
+
 def test_few_flows_are_evicted_at_the_configured_size() -> None:
     assert fill(new_table(4096, SECRET), range(4096), 100) <= 8
 

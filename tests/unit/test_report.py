@@ -21,7 +21,7 @@ def status() -> Status:
     memory = new_shared_memory(1_024, 1)
     children = Children([Place(0, 0, 0, None, "nobody")], lambda *_: None, lambda _: 0.0)
     backends, flows = Backends(memory, config), Count(memory)
-    return Report(memory, backends, children, flows, Publisher(memory), Accounting()).status()
+    return Report(memory, backends, children, flows, Publisher(memory, list), Accounting()).status()
 
 
 def names(counters: type[Counter]) -> list[str]:

@@ -125,6 +125,16 @@ class IdTable(Generic[Key]):
         """All numbers that are given out."""
         return set(self._keys)
 
+    def items(self) -> list[tuple[Key, int]]:
+        """All keys and their numbers."""
+        return list(self._ids.items())
+
+    def restore(self, items: Iterable[tuple[Key, int]]) -> None:
+        """Give out the numbers that `items` of another table were given."""
+        for key, number in items:
+            self._ids[key], self._keys[number] = number, key
+        self._free = [number for number in self._free if number not in self._keys]
+
 
 class Ids:
     """The ids of services, VIPs and backends."""

@@ -38,6 +38,7 @@ class Place:
     number: int  #: its row in shared memory
     queue: int
     descriptor: int  #: of the queue's socket
+    memory: int  #: descriptor of the shared memory, for a supervisor that comes later
     core: int | None  #: None: any
     user: str
 

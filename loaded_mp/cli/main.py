@@ -21,6 +21,7 @@ _COMMANDS = {
     "diagnose": "Is this machine able to run loaded-mp?",
     "plan": "Print every change to this host without doing it.",
     "reload": "Let the running daemon read its configuration again.",
+    "restart": "Let the running daemon become the program that is installed now.",
     "status": "Show what the running daemon does.",
     "warm-up": "Compile now, so that the first start is a fast one.",
 }

@@ -12,6 +12,8 @@ class Daemon(Protocol):
 
     async def reload(self) -> list[str]: ...
 
+    async def restart(self) -> list[str]: ...
+
 
 class Commands:
     """Each public method is a command: its arguments come by name, its answer goes as JSON (pydantic)."""
@@ -26,6 +28,10 @@ class Commands:
     async def reload(self) -> list[str]:
         """Read the configuration again; the mistakes that kept the daemon from it."""
         return await self._daemon.reload()
+
+    async def restart(self) -> list[str]:
+        """Become the program anew, with the same memory and queues; what keeps the daemon from it."""
+        return await self._daemon.restart()
 
 
 #: Their names.

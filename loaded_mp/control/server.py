@@ -21,8 +21,13 @@ class AlreadyRunningError(Exception):
     """Another daemon runs in this network namespace."""
 
 
-def control_socket() -> socket.socket:
-    """Bind the control socket: the lock that makes us the one daemon. Raises AlreadyRunningError."""
+def control_socket(handed: int | None = None) -> socket.socket:
+    """Bind the control socket: the lock that makes us the one daemon. Raises AlreadyRunningError.
+
+    `handed` is the descriptor of one that is bound already.
+    """
+    if handed is not None:
+        return socket.socket(fileno=handed)
     control = socket.socket(socket.AF_UNIX)
     try:
         control.bind(CONTROL_ADDRESS)

@@ -8,7 +8,9 @@ include/uapi/linux/netfilter/nfnetlink_queue.h, numbers inside attributes in net
 import os
 import socket
 import struct
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self
 
 from netfilterqueue import COPY_PACKET, NetfilterQueue
 
@@ -39,22 +41,31 @@ class Queue:
     def __init__(self, number: int, length: int) -> None:
         """Bind queue `number` with room for `length` packets. Raises QueueError."""
         self.number = number
-        self._bound: Any = NetfilterQueue()
+        bound: Any = NetfilterQueue()
         try:
-            self._bound.bind(number, _never_called, mode=COPY_PACKET, max_len=length)
+            bound.bind(number, _never_called, mode=COPY_PACKET, max_len=length)
         except OSError as error:
             raise QueueError(
                 f"queue {number} cannot be bound: another program has it (see"
                 " /proc/net/netfilter/nfnetlink_queue: first column the queue, second the process),"
                 " CAP_NET_ADMIN is missing, or the kernel lacks NFQUEUE"
             ) from error
-        self.descriptor: int = self._bound.get_fd()
+        self.descriptor: int = bound.get_fd()
+        self._let_go: Callable[[], object] = bound.unbind
         with socket.socket(fileno=os.dup(self.descriptor)) as connection:
             self._configure(connection, length)
 
     def close(self) -> None:
         """Let go of the queue in this process."""
-        self._bound.unbind()
+        self._let_go()
+
+    @classmethod
+    def inherited(cls, number: int, descriptor: int) -> Self:
+        """A queue that another process has bound; it is served by this socket as before."""
+        queue = cls.__new__(cls)
+        queue.number, queue.descriptor = number, descriptor
+        queue._let_go = partial(os.close, descriptor)
+        return queue
 
     def _configure(self, connection: socket.socket, length: int) -> None:
         receive_buffer = min(length * _BYTES_PER_PACKET, _MAX_RECEIVE_BUFFER)

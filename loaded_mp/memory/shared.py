@@ -26,6 +26,9 @@ from loaded_mp.packet.reasons import Reason
 
 Counters = npt.NDArray[np.uint64]
 
+#: Bytes of what the supervisor writes down for the one after it, at the most.
+MAX_NOTES_BYTES = 4 << 20
+
 
 class Stamp(IntEnum):
     """Columns of `SharedMemory.stamps`: where a worker is."""
@@ -47,16 +50,43 @@ class SharedMemory(NamedTuple):
     flow_table: Counters  #: uint64[workers, n >= len(FlowTableCounter)]
     backends: Counters  #: uint64[workers, MAX_BACKENDS, n >= len(BackendCounter)]
     reasons: Counters  #: uint64[workers, n >= len(Reason)], packets
-    active: npt.NDArray[
-        np.int64
-    ]  #: [workers + 1, MAX_BACKENDS], whose sum is open flows; last row: the sweep's
+    #: int64[workers + 1, MAX_BACKENDS], whose sum is open flows; the last row is the sweep's.
+    active: npt.NDArray[np.int64]
+    notes: npt.NDArray[np.uint8]  #: [2, MAX_NOTES_BYTES], the supervisor's, see write_notes
+    notes_bytes: Counters  #: uint64[2], how many of each hold
+    notes_turn: Counters  #: uint64[1]; notes[turn & 1] hold
 
 
 def new_shared_memory(flows: int, workers: int) -> SharedMemory:
     """Fresh shared memory with room for `flows` flows. Raises OSError (ENOMEM)."""
-    memory = shared_memory_in(new_segment(_fields(flows, workers)))
+    return fresh_memory(flows, workers)[0]
+
+
+def fresh_memory(flows: int, workers: int) -> tuple[SharedMemory, int]:
+    """As `new_shared_memory`, and the descriptor by which other processes may map it."""
+    segment = new_segment(_fields(flows, workers))
+    memory = _in(segment)
     memory.table.secret[:] = (secrets.randbits(64), secrets.randbits(64))
-    return memory
+    return memory, segment.descriptor
+
+
+def shared_memory_of(descriptor: int, flows: int, workers: int) -> SharedMemory:
+    """The shared memory that another process made. Raises LayoutError if it is another kind, or OSError."""
+    return _in(Segment(descriptor, _fields(flows, workers)))
+
+
+def write_notes(memory: SharedMemory, notes: bytes) -> None:
+    """Leave notes for the next supervisor. Whoever reads while this happens finds the notes before."""
+    idle = (int(memory.notes_turn[0]) + 1) & 1
+    memory.notes[idle, : len(notes)] = np.frombuffer(notes, np.uint8)
+    memory.notes_bytes[idle] = len(notes)
+    memory.notes_turn[0] += np.uint64(1)
+
+
+def read_notes(memory: SharedMemory) -> bytes:
+    """The notes that the last supervisor left; empty if there are none."""
+    turn = int(memory.notes_turn[0]) & 1
+    return memory.notes[turn, : int(memory.notes_bytes[turn])].tobytes()
 
 
 def memory_bytes(flows: int, workers: int) -> int:
@@ -64,7 +94,7 @@ def memory_bytes(flows: int, workers: int) -> int:
     return size_of(_fields(flows, workers))
 
 
-def shared_memory_in(segment: Segment) -> SharedMemory:
+def _in(segment: Segment) -> SharedMemory:
     """The shared memory that a segment holds."""
     arrays = segment.arrays
     return SharedMemory(
@@ -78,6 +108,9 @@ def shared_memory_in(segment: Segment) -> SharedMemory:
         arrays["backends"],
         arrays["reasons"],
         arrays["active"],
+        arrays["notes"],
+        arrays["notes_bytes"],
+        arrays["notes_turn"],
     )
 
 
@@ -100,6 +133,9 @@ def _fields(flows: int, workers: int) -> list[Field]:
         counted("backends", BackendCounter, MAX_BACKENDS),
         counted("reasons", Reason),
         Field("active", np.int64, (workers + 1, MAX_BACKENDS)),
+        Field("notes", np.uint8, (2, MAX_NOTES_BYTES)),
+        Field("notes_bytes", np.uint64, (2,)),
+        Field("notes_turn", np.uint64, (1,)),
         *snapshot_fields("even_"),
         *snapshot_fields("odd_"),
     ]

@@ -47,6 +47,14 @@ def change(wanted: Sequence[Change]) -> None:
         raise
 
 
+def stands(wanted: Sequence[Change]) -> bool:
+    """Whether just these changes are on record. Raises NetworkError."""
+    record = read_record()
+    return record is not None and [each.command for each in record.changes] == [
+        each.command for each in wanted
+    ]
+
+
 def take_down() -> None:
     """Take back every change on record; without one, do nothing.
 

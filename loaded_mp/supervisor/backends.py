@@ -9,6 +9,7 @@ from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.services import Ids, Services
+from loaded_mp.supervisor.handover import Adopted, write_state
 from loaded_mp.supervisor.snapshots import fill
 from loaded_mp.supervisor.state import BackendState
 
@@ -18,12 +19,12 @@ class Backends:
 
     services: Services
 
-    def __init__(self, memory: SharedMemory, config: Config) -> None:
+    def __init__(self, memory: SharedMemory, config: Config, adopted: Adopted | None = None) -> None:
         """Raises TooLargeError if workers have no room for the configuration."""
         self._memory = memory
-        self._ids = Ids()
-        self._forwarding: dict[int, Forwarding] = {}
-        self.states: dict[int, BackendState] = {}
+        self._ids = adopted.ids if adopted else Ids()
+        self.states: dict[int, BackendState] = adopted.states if adopted else {}
+        self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -37,6 +38,10 @@ class Backends:
             self._forwarding[number] = FORWARDINGS[part.service.forwarding]
             if part.service.check is None:
                 self.states[number].heard(Health(), "not checked")
+
+    def note(self) -> None:
+        """Write down what the next supervisor has to know."""
+        write_state(self._memory, self._ids, self.states)
 
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""

@@ -61,14 +61,19 @@ class Children:
         self._clock = clock
         self._watched_s = clock()
         self._stopping = False
+        self._taking_over = False
         self.children = [Child(place) for place in places]
 
     def running(self) -> list[int]:
         """The numbers of the workers that have a process."""
         return [child.place.number for child in self.children if child.pid]
 
-    async def start(self) -> None:
-        """Fork all workers and wait until each has been heard of. Raises StartError."""
+    async def start(self, taking_over: bool = False) -> None:
+        """Fork all workers and wait until each has been heard of. Raises StartError.
+
+        `taking_over`: others served their queues before, and may have left packets undecided.
+        """
+        self._taking_over = taking_over
         for child in self.children:
             self._fork(child)
         deadline_s = self._clock() + _START_TIMEOUT_S
@@ -155,7 +160,7 @@ class Children:
     def _fork(self, child: Child) -> None:
         # Rounded down: the heartbeat is in whole milliseconds.
         child.started_s = int(self._clock() * 1000) / 1000
-        replacing = child.restarts > 0
+        replacing = child.restarts > 0 or self._taking_over
         try:
             child.pid = os.fork()
         except OSError as error:  # too many processes, or no memory: that may pass
@@ -171,19 +176,22 @@ class Children:
             )
             return
         if child.pid:
-            if replacing:
+            if child.restarts:
                 log.info(event("worker-started", worker=child.place.number, pid=child.pid))
             return
         try:
             signal.set_wakeup_fd(-1)
             ctypes.CDLL(None).prctl(_PR_SET_NAME, f"{NAME}{child.place.number}".encode(), 0, 0, 0)
-            _close_all_but(child.place.descriptor)
+            _close_all_but(child.place.descriptor, child.place.memory)
             self._work(child.place, replacing)
         finally:
             os._exit(1)
 
 
-def _close_all_but(descriptor: int) -> None:
-    """Close everything that was inherited except the standard streams and `descriptor`."""
-    os.closerange(3, descriptor)
-    os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+def _close_all_but(*descriptors: int) -> None:
+    """Close everything that was inherited except the standard streams and `descriptors`."""
+    first = 3
+    for descriptor in sorted({each for each in descriptors if each >= first}):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))

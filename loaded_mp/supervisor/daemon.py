@@ -19,7 +19,7 @@ from loaded_mp.control.server import control_socket, serve_control
 from loaded_mp.datapath.queue import Queue
 from loaded_mp.datapath.slices import ask_for_short_slices
 from loaded_mp.log import event, set_level
-from loaded_mp.memory.shared import Stamp, memory_bytes, new_shared_memory
+from loaded_mp.memory.shared import Stamp, fresh_memory, memory_bytes
 from loaded_mp.metrics.server import serve_metrics
 from loaded_mp.network import setup
 from loaded_mp.network.errors import NetworkError
@@ -29,6 +29,15 @@ from loaded_mp.status import Status
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Children
+from loaded_mp.supervisor.handover import (
+    Inherited,
+    adopt,
+    end,
+    hand_on,
+    inherited,
+    let_go,
+    taken_from_orphans,
+)
 from loaded_mp.supervisor.machine_code import load_machine_code, watch_for_late_compilation
 from loaded_mp.supervisor.orphans import end_orphans
 from loaded_mp.supervisor.publisher import Publisher
@@ -49,6 +58,11 @@ _FIXED = (
     "metrics_listen",
 )
 
+#: An old worker that has not been heard of for so long hangs.
+_STAMP_TIMEOUT_S = 2.0
+#: Until the answer to a command has gone out.
+_ANSWER_S = 0.2
+
 #: Machine code that took longer did not come from the cache on disk.
 _FROM_CACHE_S = 0.5
 
@@ -66,13 +80,21 @@ class Daemon:
         self._changed = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._gone: set[int] = set()  #: backends whose connections are to be forgotten
-        self.memory = new_shared_memory(config.flows, worker_count(config))
         self._children: Children | None = None
+        self.accounting = Accounting()
+
+    def _begin(self, handed: Inherited | None) -> None:
+        """Make what workers share, or go on with what another supervisor has left."""
+        config = self.config
+        self._adopted = adopt(handed, config) if handed else None
+        if self._adopted:
+            self.memory, self._memory_descriptor = self._adopted.memory, self._adopted.descriptor
+        else:
+            self.memory, self._memory_descriptor = fresh_memory(config.flows, worker_count(config))
         self.publisher = Publisher(self.memory, self._running)
-        self.backends = Backends(self.memory, config)
+        self.backends = Backends(self.memory, config, self._adopted)
         self.flows = Count(self.memory)
         self.sweeper = Sweeper(self.memory.table, Expire(self.memory), self.flows)
-        self.accounting = Accounting()
         self.checks = Runner(self.backends.targets(), self._heard)
 
     async def run(self) -> None:
@@ -87,10 +109,17 @@ class Daemon:
         # A reload that is asked for too early waits; SIGHUP would end the process else.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
         async with contextlib.AsyncExitStack() as stack:
-            control = stack.enter_context(control_socket())
-            _clear_up()
+            handed = inherited()
+            control = stack.enter_context(control_socket(handed.control if handed else None))
+            handed = handed or taken_from_orphans()
+            self._begin(handed)
+            if not self._adopted:
+                _clear_up(handed)
             queues = self._open_queues(stack)
-            await self.publisher.publish(self.backends.fill)
+            with contextlib.suppress(TimeoutError):  # one that hangs is ended below
+                async with asyncio.timeout(_STAMP_TIMEOUT_S):
+                    await self.publisher.publish(self.backends.fill)
+            self.backends.note()
             self._load_machine_code()
             children = await self._start_workers(stack, queues)
             if self._network_setup:
@@ -103,7 +132,10 @@ class Daemon:
     def _open_queues(self, stack: contextlib.AsyncExitStack) -> list[Queue]:
         queues = []
         for number in self.backends.services.queues:
-            queues.append(Queue(number, self.config.queue_length))
+            if self._adopted:
+                queues.append(Queue.inherited(number, self._adopted.queues[number]))
+            else:
+                queues.append(Queue(number, self.config.queue_length))
             stack.callback(queues[-1].close)
         return queues
 
@@ -115,7 +147,9 @@ class Daemon:
 
     async def _start_workers(self, stack: contextlib.AsyncExitStack, queues: list[Queue]) -> Children:
         places = [
-            worker.Place(number, queue.number, queue.descriptor, core, self.config.user)
+            worker.Place(
+                number, queue.number, queue.descriptor, self._memory_descriptor, core, self.config.user
+            )
             for number, (queue, core) in enumerate(zip(queues, cores_of(self.config), strict=True))
         ]
         self._children = children = Children(places, partial(worker.run, self.memory), self._heartbeat_s)
@@ -125,11 +159,17 @@ class Daemon:
         except OSError as error:
             log.warning(event("slices-refused", cause=str(error), effect="packets may wait for a core"))
         stack.push_async_callback(children.stop)
-        await children.start()
+        if self._adopted:
+            log.info(event("handed-over", workers=len(self._adopted.workers)))
+            for pid in self._adopted.workers:
+                end(pid)
+        await children.start(taking_over=self._adopted is not None)
         return children
 
     def _running(self) -> list[int]:
-        return self._children.running() if self._children else []
+        if self._children:
+            return self._children.running()
+        return list(range(worker_count(self.config))) if self._adopted else []
 
     def _heartbeat_s(self, number: int) -> float:
         return float(self.memory.stamps[number, Stamp.HEARTBEAT_MS]) / 1000
@@ -141,12 +181,15 @@ class Daemon:
         loop.add_signal_handler(signal.SIGCHLD, children.reap)
 
     def _set_up_network(self) -> None:
-        setup.change(plan(self.backends.services, setup.read_host()).changes)
+        changes = plan(self.backends.services, setup.read_host()).changes
+        if not (self._adopted and setup.stands(changes)):
+            setup.change(changes)
 
     async def _answer(
         self, stack: contextlib.AsyncExitStack, control: socket.socket, children: Children
     ) -> None:
         """Answer commands and scrapes as long as the stack lasts."""
+        self._control = control
         self._report = Report(
             self.memory, self.backends, children, self.flows, self.publisher, self.accounting
         )
@@ -193,6 +236,7 @@ class Daemon:
             await self._changed.wait()
             self._changed.clear()
             await self.publisher.publish(self.backends.fill)
+            self.backends.note()
             await self._forget_connections()
 
     async def _forget_connections(self) -> None:
@@ -243,6 +287,25 @@ class Daemon:
         self.checks.update(self.backends.targets())
         log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))
         await self._release_removed()
+        self.backends.note()
+        return []
+
+    async def restart(self) -> list[str]:
+        """Become the program anew, as its files are now, while workers go on; what keeps it from that."""
+        try:
+            self._load()
+        except ConfigError as error:
+            return [str(mistake) for mistake in error.mistakes]
+        assert self._children
+        self.backends.note()
+        handed = Inherited(
+            memory=self._memory_descriptor,
+            queues={child.place.queue: child.place.descriptor for child in self._children.children},
+            workers=[child.pid for child in self._children.children if child.pid],
+            control=self._control.fileno(),
+        )
+        log.info(event("restarting"))
+        asyncio.get_running_loop().call_later(_ANSWER_S, hand_on, handed)
         return []
 
     async def _run_with(self, config: Config) -> None:
@@ -289,8 +352,10 @@ def cores_of(config: Config) -> list[int | None]:
     return [core if core in available else None for core in wanted]
 
 
-def _clear_up() -> None:
-    """Take away what a daemon that was killed has left."""
+def _clear_up(handed: Inherited | None) -> None:
+    """Take away what another daemon has left."""
+    if handed:
+        let_go(handed)
     if orphans := end_orphans():
         log.warning(event("orphans-ended", workers=orphans))
     if setup.left_over():

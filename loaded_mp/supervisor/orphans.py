@@ -16,17 +16,17 @@ def end_orphans() -> int:
 
     To be called by the only supervisor of the namespace, before it opens its queues.
     """
-    orphans = _orphans()
-    for pid in orphans:
+    found = orphans()
+    for pid in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     deadline_s = time.monotonic() + _TIMEOUT_S
-    while _orphans() and time.monotonic() < deadline_s:
+    while orphans() and time.monotonic() < deadline_s:
         time.sleep(0.01)
-    return len(orphans)
+    return len(found)
 
 
-def _orphans() -> list[int]:
+def orphans() -> list[int]:
     """Workers in this network namespace whose supervisor is another process than this."""
     here = os.readlink("/proc/self/ns/net")
     found = []

@@ -36,7 +36,7 @@ class World:
         self.clock = Clock()
         self.silent: dict[int, float] = {}
         self.nowhere = os.open("/dev/null", os.O_RDONLY)
-        places = [Place(n, n, self.nowhere, None, "nobody") for n in range(number)]
+        places = [Place(n, n, self.nowhere, self.nowhere, None, "nobody") for n in range(number)]
         self.children = Children(places, work, self._heard_s, self.clock)
 
     def _heard_s(self, number: int) -> float:
@@ -162,7 +162,7 @@ def test_a_replacement_knows_that_it_is_one(tmp_path: object) -> None:
         time.sleep(60)
 
     clock = Clock()
-    children = Children([Place(0, 0, writer, None, "nobody")], say, lambda _: clock.now_s, clock)
+    children = Children([Place(0, 0, writer, writer, None, "nobody")], say, lambda _: clock.now_s, clock)
     asyncio.run(children.start())
     assert os.read(reader, 5) == b"first"
     os.kill(children.children[0].pid, signal.SIGKILL)

@@ -29,6 +29,9 @@ class Daemon:
     async def reload(self) -> list[str]:
         return self._mistakes
 
+    async def restart(self) -> list[str]:
+        return self._mistakes
+
 
 class MoreCommands(Commands):
     """As a command that takes arguments will look like."""

@@ -19,7 +19,7 @@ from loaded_mp.worker import Place
 def status() -> Status:
     config = Config(services=(service("web", ["192.0.2.10"], {"10.0.0.1": 1}),))
     memory = new_shared_memory(1_024, 1)
-    children = Children([Place(0, 0, 0, None, "nobody")], lambda *_: None, lambda _: 0.0)
+    children = Children([Place(0, 0, 0, 0, None, "nobody")], lambda *_: None, lambda _: 0.0)
     backends, flows = Backends(memory, config), Count(memory)
     return Report(memory, backends, children, flows, Publisher(memory, list), Accounting()).status()
 

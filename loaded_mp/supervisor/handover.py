@@ -1,0 +1,238 @@
+"""What one supervisor leaves to the next: the memory, the queues' sockets, the control socket.
+
+`restart` hands them on through exec, in the same process. After a supervisor was killed its workers go on;
+the next one takes the descriptors out of them (pidfd_getfd(2)). Numbers of names and states of backends are
+notes in the memory itself.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NoReturn
+
+from pydantic import BaseModel, ValidationError
+
+from loaded_mp.checks.health import Health
+from loaded_mp.config.model import Config
+from loaded_mp.fields import Address
+from loaded_mp.log import event
+from loaded_mp.memory.segment import LayoutError
+from loaded_mp.memory.shared import (
+    MAX_NOTES_BYTES,
+    SharedMemory,
+    read_notes,
+    shared_memory_of,
+    write_notes,
+)
+from loaded_mp.services import Family, Ids, queues_of, worker_count
+from loaded_mp.status import Wanted
+from loaded_mp.supervisor.orphans import orphans
+from loaded_mp.supervisor.state import BackendState
+
+log = logging.getLogger(__name__)
+
+_VARIABLE = "LOADED_MP_INHERITED"
+#: The number of pidfd_getfd(2), the same on all machines (asm-generic/unistd.h).
+_PIDFD_GETFD = 438
+_NETLINK_NETFILTER = 12
+_END_TIMEOUT_S = 2.0
+
+
+class Inherited(BaseModel):
+    """Descriptors in this process, and who serves meanwhile."""
+
+    memory: int
+    queues: dict[int, int]  #: by the number of the queue
+    workers: list[int]  #: processes
+    control: int | None = None  #: None: it went with the process that had it
+
+
+class Notes(BaseModel):
+    """Numbers of names, and the states of backends by their numbers."""
+
+    services: list[tuple[str, Family, int]]
+    vips: list[tuple[str, int]]
+    backends: list[tuple[str, str, int]]
+    states: dict[int, tuple[Wanted, int | None, bool, float, str]]
+
+
+def inherited() -> Inherited | None:
+    """What this process was handed on, or what workers without a supervisor still hold; None: nothing.
+
+    To be called once, by the only supervisor of the network namespace for what is taken out of workers.
+    """
+    if text := os.environ.pop(_VARIABLE, ""):
+        handed = Inherited.model_validate_json(text)
+        for descriptor in _descriptors(handed):
+            os.set_inheritable(descriptor, False)
+        return handed
+    return None
+
+
+def taken_from_orphans() -> Inherited | None:
+    """What workers without a supervisor hold: the memory and each its queue; None if it cannot be had."""
+    memory: int | None = None
+    queues: dict[int, int] = {}
+    workers: list[int] = []
+    for pid in orphans():
+        try:
+            for mine in _taken(pid):
+                if os.readlink(f"/proc/self/fd/{mine}").startswith("/memfd:loaded-mp"):
+                    if memory is None:
+                        memory = mine
+                    else:
+                        os.close(mine)
+                elif (queue := _queue_of(mine)) is not None:
+                    queues[queue] = mine
+                else:
+                    os.close(mine)
+        except OSError as error:
+            log.warning(event("orphan-kept", pid=pid, cause=str(error)))
+            continue
+        workers.append(pid)
+    return Inherited(memory=memory, queues=queues, workers=workers) if memory is not None else None
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What goes on under this supervisor."""
+
+    memory: SharedMemory
+    descriptor: int  #: of the memory
+    ids: Ids
+    states: dict[int, BackendState]
+    queues: dict[int, int]  #: number -> descriptor
+    workers: list[int]  #: processes that serve meanwhile
+
+
+def adopt(handed: Inherited, config: Config) -> Adopted | None:
+    """What can go on with a configuration; None, and a line in the log, if it is another kind of memory."""
+    try:
+        memory = shared_memory_of(handed.memory, config.flows, worker_count(config))
+    except (LayoutError, OSError) as error:
+        _say_refused(str(error))
+        return None
+    noted = read_state(memory)
+    if noted is None or sorted(handed.queues) != list(queues_of(config)):
+        _say_refused("the queues are others" if noted else "nothing was noted in the shared memory")
+        return None
+    return Adopted(memory, handed.memory, *noted, handed.queues, handed.workers)
+
+
+def let_go(handed: Inherited) -> None:
+    """End what cannot go on: workers, and the queues with their packets."""
+    for pid in handed.workers:
+        end(pid)
+    for descriptor in (handed.memory, *handed.queues.values()):
+        os.close(descriptor)
+
+
+def _say_refused(cause: str) -> None:
+    log.warning(event("started-afresh", cause=cause, effect="connections may break"))
+
+
+def hand_on(handed: Inherited) -> NoReturn:
+    """Become the program anew, from its file, with what is handed on. Workers go on meanwhile."""
+    for descriptor in _descriptors(handed):
+        os.set_inheritable(descriptor, True)
+    os.environ[_VARIABLE] = handed.model_dump_json()
+    os.execv(sys.executable, [sys.executable, "-m", "loaded_mp", *sys.argv[1:]])
+
+
+def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState]) -> None:
+    """Note what the next supervisor has to know."""
+    notes = Notes(
+        services=[(name, family, number) for (name, family), number in ids.services.items()],
+        vips=[(str(vip), number) for vip, number in ids.vips.items()],
+        backends=[(name, str(address), number) for (name, address), number in ids.backends.items()],
+        states={
+            number: (each.wanted, each.weight, each.up, each.since_s, each.cause[:200])
+            for number, each in states.items()
+        },
+    )
+    text = notes.model_dump_json().encode()
+    write_notes(memory, text if len(text) <= MAX_NOTES_BYTES else b"")
+
+
+def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState]] | None:
+    """What the last supervisor noted; None if it noted nothing that can be read."""
+    try:
+        notes = Notes.model_validate_json(read_notes(memory))
+    except ValidationError:
+        return None
+    ids = Ids()
+    ids.services.restore(((name, family), number) for name, family, number in notes.services)
+    ids.vips.restore((_address(vip), number) for vip, number in notes.vips)
+    ids.backends.restore(((name, _address(text)), number) for name, text, number in notes.backends)
+    states = {
+        number: BackendState(wanted, weight, Health(up=up, guessed=False), since_s, cause)
+        for number, (wanted, weight, up, since_s, cause) in notes.states.items()
+    }
+    return ids, states
+
+
+def _address(text: str) -> Address:
+    return ip_address(text)
+
+
+def _descriptors(handed: Inherited) -> Iterable[int]:
+    control = [] if handed.control is None else [handed.control]
+    return [handed.memory, *handed.queues.values(), *control]
+
+
+def _taken(pid: int) -> Iterable[int]:
+    """Duplicates of the descriptors of a process, but for its standard streams."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            if int(link.name) > 2:
+                mine = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, int(link.name), 0)
+                if mine < 0:
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                yield mine
+    finally:
+        os.close(pidfd)
+
+
+def _queue_of(descriptor: int) -> int | None:
+    """The number of the queue that a socket has bound, if it is one."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as maybe:
+            if maybe.family != socket.AF_NETLINK or maybe.proto != _NETLINK_NETFILTER:
+                return None
+            port = maybe.getsockname()[0]
+    except OSError:
+        return None
+    lines = Path("/proc/net/netfilter/nfnetlink_queue").read_text().splitlines()
+    rows = [line.split() for line in lines]
+    return next((int(row[0]) for row in rows if int(row[1]) & 0xFFFFFFFF == port), None)
+
+
+def end(pid: int) -> None:
+    """End a worker of an earlier supervisor and wait until it is gone. Its queue stays bound."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        _wait(pidfd)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _wait(pidfd: int) -> None:
+    select.select([pidfd], [], [], _END_TIMEOUT_S)

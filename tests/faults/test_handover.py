@@ -1,0 +1,189 @@
+"""A daemon that becomes another, or is killed and started again: what clients notice is nothing."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+
+from loaded_mp.lab.daemon import Daemon, loaded_mp
+from loaded_mp.lab.lab import VIPS, Lab, Options
+from loaded_mp.lab.wait import wait_until
+
+SOURCES = 60
+BIG_MIB = 4
+
+#: Opens connections from many sources, half of which download slowly and half of which are idle until a line
+#: comes; prints how many there are, and then how many were served to their ends by whom they were begun with.
+CLIENTS = """
+import asyncio, sys
+vip, size, *sources = sys.argv[1:]
+size = int(size)
+ASK = b"GET %s HTTP/1.1\\r\\nHost: vip\\r\\n\\r\\n"
+async def head(reader):
+    text = (await reader.readuntil(b"\\r\\n\\r\\n")).decode().lower()
+    return int(text.split("content-length:")[1].split()[0])
+async def ask(reader, writer):
+    writer.write(ASK % b"/")
+    return (await reader.readexactly(await head(reader))).decode().strip()
+async def one(number, source, begun, over):
+    reader, writer = await asyncio.open_connection(vip, 80, local_addr=(source, 0), limit=4096)
+    name = await ask(reader, writer)
+    got = size
+    if number % 2:
+        writer.write(ASK % b"/big")
+        assert await head(reader) == size
+        got = 0
+        begun.release()
+        while got < size:
+            await asyncio.sleep(0 if over.is_set() else 0.05)
+            piece = await reader.read(4096)
+            if not piece:
+                return False
+            got += len(piece)
+    else:
+        begun.release()
+        await over.wait()
+    fine = await ask(reader, writer) == name and got == size
+    writer.close()
+    return fine
+async def main():
+    begun, over = asyncio.Semaphore(0), asyncio.Event()
+    tasks = [asyncio.create_task(one(n, s, begun, over)) for n, s in enumerate(sources)]
+    for _ in sources:
+        await begun.acquire()
+    print(len(tasks), flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    over.set()
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+    broken = [repr(each) for each in results if each is not True]
+    print(len(results) - len(broken), broken[:3], flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(Options(sources=SOURCES)) as lab:
+        lab.big_file(BIG_MIB)
+        yield lab
+
+
+class Clients:
+    """Connections that last, half of them downloading, half of them idle."""
+
+    def __init__(self, lab: Lab, vip: str) -> None:
+        size = str(BIG_MIB << 20)
+        self._process = lab.client.talk(sys.executable, "-c", CLIENTS, vip, size, *lab.sources(vip))
+        assert self._process.stdout
+        assert self._process.stdout.readline() == f"{SOURCES}\n"
+
+    def all_served(self) -> None:
+        """Let all come to their ends; they must have been served throughout."""
+        said, _ = self._process.communicate("\n", timeout=90)
+        assert said == f"{SOURCES} []\n"
+
+
+def restart(lab: Lab, daemon: Daemon) -> Daemon:
+    said = lab.balancer.run(loaded_mp(), "restart", timeout_s=120).stdout
+    assert said.startswith("restarted: loaded-mp ")
+    return daemon
+
+
+def kill_and_start(lab: Lab, daemon: Daemon) -> Daemon:
+    daemon.process.kill()
+    daemon.process.wait(10)
+    path = next(word for word in daemon.process.args if str(word).endswith(".toml"))  # type: ignore[union-attr]
+    return lab.start_daemon("-c", str(path)).ready()
+
+
+def longest_gap_ms(said: str) -> float:
+    """Between two answers to a ping of every 10 ms."""
+    times = [float(each) for each in re.findall(r"^\[([\d.]+)\].* time=", said, re.MULTILINE)]
+    assert len(times) > 20
+    return 1000 * max(b - a for a, b in pairwise(times))
+
+
+@pytest.mark.parametrize("again", [restart, kill_and_start])
+@pytest.mark.parametrize("forwarding", ["rewrite", "conntrack"])
+def test_connections_go_on(lab: Lab, forwarding: str, again: Callable[[Lab, Daemon], Daemon]) -> None:
+    config = lab.config((3, 2, 1), workers=2, service=f'forwarding = "{forwarding}"')
+    path = lab.folder / f"{forwarding}-{again.__name__}.toml"
+    path.write_text(config)
+    daemon = lab.start_daemon("-c", str(path)).ready()
+    homes = {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS}
+    clients = [Clients(lab, vip) for vip in VIPS]
+    ping = lab.client.talk("ping", "-D", "-i", "0.01", VIPS[0])
+    before = daemon.status()
+    rules = lab.balancer.run("iptables-save").stdout.count("LOADED")
+    daemon = again(lab, daemon)
+    after = daemon.status()
+    ping.send_signal(signal.SIGINT)
+    said, _ = ping.communicate(timeout=10)
+    for each in clients:
+        each.all_served()
+    assert {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS} == homes
+    assert " 0% packet loss" in said
+    assert longest_gap_ms(said) < 300
+    assert {each.pid for each in before.workers}.isdisjoint(each.pid for each in after.workers)
+    assert lab.balancer.run("iptables-save").stdout.count("LOADED") == rules
+    assert "Traceback" not in daemon.log
+    daemon.stop()
+    assert "LOADED" not in lab.balancer.run("iptables-save").stdout
+
+
+def test_a_backend_that_was_down_stays_down(lab: Lab) -> None:
+    daemon = lab.daemon(lab.config(workers=2))
+    lab.backends[1].stop_web()
+    address = lab.backends[1].ipv4
+    wait_until(lambda: not daemon.backends()[address].up, "backend2 is down")
+    before = daemon.backends()[address]
+    restart(lab, daemon)
+    after = daemon.backends()[address]
+    assert (after.up, after.cause) == (False, before.cause)
+    assert after.since_s > before.since_s
+    lab.backends[1].start_web()
+    wait_until(lambda: daemon.backends()[address].up, "backend2 is up again")
+    daemon.stop()
+
+
+def test_many_hand_overs_leave_what_one_leaves(lab: Lab) -> None:
+    daemon = lab.daemon(lab.config(workers=2))
+    pid = daemon.process.pid
+
+    def figures() -> tuple[int, int]:
+        return len(os.listdir(f"/proc/{pid}/fd")), len(lab.balancer.processes())
+
+    restart(lab, daemon)
+    first = figures()
+    for _ in range(5):
+        restart(lab, daemon)
+    assert figures() == first
+    daemon.stop()
+
+
+def test_what_does_not_fit_is_started_afresh_and_said(lab: Lab) -> None:
+    path = lab.folder / "fits.toml"
+    path.write_text(lab.config(workers=2))
+    daemon = lab.start_daemon("-c", str(path)).ready()
+    path.write_text(lab.config(workers=3))
+    restart(lab, daemon)
+    assert "event=started-afresh" in daemon.log
+    assert len(daemon.status().workers) == 3
+    assert "error" not in str(lab.answers("http", VIPS[0], 1, lab.sources4))
+    daemon.stop()
+
+
+def test_a_configuration_with_mistakes_keeps_the_old_program(lab: Lab) -> None:
+    path = lab.folder / "mistaken.toml"
+    path.write_text(lab.config(workers=2))
+    daemon = lab.start_daemon("-c", str(path)).ready()
+    path.write_text(lab.config(workers=2).replace("weight = 1", "weight = -1"))
+    refused = lab.balancer.run(loaded_mp(), "restart", check=False, timeout_s=120)
+    assert refused.returncode == 1
+    assert "the old program stays" in refused.stderr
+    assert "event=restarting" not in daemon.log
+    daemon.stop()

@@ -76,6 +76,8 @@ class Config(Settings):
     last_core: Annotated[int, Field(ge=0, le=4_095)] | None = None
     queue_length: int = Field(default=65_536, ge=1, le=1_048_576)  #: packets that wait in one queue
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
+    #: So long a stop tells both ends of TCP connections that they are over.
+    goodbye_s: Annotated[float, Field(ge=0, le=60)] = 2.0
     user: str = Field(default="nobody", min_length=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics_listen: HostAndPort = "127.0.0.1:9128"  #: of /metrics; empty: none

@@ -11,10 +11,11 @@ from loaded_mp.datapath.work import Work
 from loaded_mp.flows.flow import Flow
 from loaded_mp.flows.table import find, insert, replace, touch, value_of
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
-from loaded_mp.memory.snapshot import MARK, MAX_BACKENDS, Answer, Flag, ServiceColumn
+from loaded_mp.memory.snapshot import MARK, MAX_BACKENDS, Answer, Ending, Flag, ServiceColumn
 from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
 from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, UDP, Header, parse
 from loaded_mp.packet.reasons import FATES, Fate, Reason
+from loaded_mp.packet.reset import begins_connection, make_reset
 from loaded_mp.packet.rewrite import (
     complete_checksum,
     set_destination,
@@ -50,16 +51,18 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
         passes = fate == Fate.PASS or (
             fate == Fate.PASS_UNLESS_FLOW and not _may_have_flow(packet, queued, header, work)
         )
-        return Decision(NF_ACCEPT if passes else NF_DROP, False, 0, reason)
+        return Decision(NF_ACCEPT if passes else NF_DROP, False, 0, 0, reason)
     if mark:
-        return Decision(NF_REPEAT, False, mark, Reason.OK)
+        return Decision(NF_REPEAT, False, 0, mark, Reason.OK)
     if queued.cut:
-        return Decision(NF_DROP, False, 0, Reason.CUT)
+        return Decision(NF_DROP, False, 0, 0, Reason.CUT)
+    if work.ending != Ending.NOT and header.kind == KIND_PORTS and header.protocol == TCP:
+        return Decision(NF_ACCEPT, True, make_reset(packet, header), 0, Reason.OK)
     if not queued.checksum_ready:
         if header.kind != KIND_PORTS:
-            return Decision(NF_DROP, False, 0, Reason.CHECKSUM_UNFINISHED)
+            return Decision(NF_DROP, False, 0, 0, Reason.CHECKSUM_UNFINISHED)
         complete_checksum(packet, header)
-    return Decision(NF_ACCEPT, True, 0, Reason.OK)
+    return Decision(NF_ACCEPT, True, queued.end, 0, Reason.OK)
 
 
 @compiled
@@ -72,6 +75,11 @@ def _to_backend(packet: Bytes, header: Header, work: Work) -> tuple[Reason, int]
     vip = vip_row(snapshot, ends.server)
     if vip < 0:
         return Reason.NO_SERVICE, 0
+    if work.ending != Ending.NOT and header.protocol == TCP and header.kind == KIND_PORTS:
+        if begins_connection(packet, header):
+            return Reason.ENDING, 0
+        if work.ending == Ending.TELL_CLIENTS:
+            return Reason.ENDED, 0
     if header.kind == KIND_ERROR:
         return _error_to_backend(packet, header, work, vip), 0
     service = service_of(snapshot, vip, ends.protocol, _port(header, ends))

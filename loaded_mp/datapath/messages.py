@@ -49,6 +49,7 @@ class Decision(NamedTuple):
 
     verdict: int  #: an NF_*
     changed: bool  #: the packet was changed in place
+    end: int  #: offset of the first byte behind it, if it was changed
     mark: int  #: for the packet; 0: none
     reason: Reason
 
@@ -115,14 +116,14 @@ def write_verdict(buffer: Bytes, shorts: Shorts, queued: Queued, queue: int, dec
     at = queued.start - VERDICT_HEADER
     length = VERDICT_HEADER - 4
     if decision.changed:
-        length += 4 + queued.end - queued.start
+        length += 4 + decision.end - queued.start
     elif decision.mark:
         length += 8
     _write_header(shorts, at, length, _NFQNL_MSG_VERDICT, queue)
     _write_verdict_header(buffer, shorts, at + _MESSAGE_HEADER, decision.verdict, queued.packet_id)
     short = (queued.start - 4) // 2
     if decision.changed:
-        shorts[short] = np.uint16(4 + queued.end - queued.start)
+        shorts[short] = np.uint16(4 + decision.end - queued.start)
         shorts[short + 1] = np.uint16(_NFQA_PAYLOAD)
     elif decision.mark:
         shorts[short] = np.uint16(8)

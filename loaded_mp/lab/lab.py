@@ -232,6 +232,7 @@ class Lab:
     ) -> str:
         """A configuration for this network; `top` and `service` are more lines for these places."""
         check = "[service.check]\nport = 80\ninterval_s = 0.3\ntimeout_s = 0.3\nrise = 2\nfall = 2\n"
+        goodbye = "" if "goodbye_s" in top else "goodbye_s = 0\n"
         networks = ", ".join(f'"{network}"' for network in self.backend_networks)
         backends = "".join(
             f'[[service.backend]]\nname = "{each.name}"\naddress = "{address}"\nweight = {weight}\n'
@@ -239,7 +240,7 @@ class Lab:
             for address in (each.ipv4, each.ipv6)
         )
         return (
-            f'workers = {workers}\nmetrics_listen = ""\n{top}\n'
+            f'workers = {workers}\nmetrics_listen = ""\n{goodbye}{top}\n'
             f'[network]\npublic_interface = "public"\nprivate_interface = "{self.private}"\n'
             f'private_addresses = ["10.0.0.254/24", "fd00::fe/64"]\nbackend_networks = [{networks}]\n'
             f'[[service]]\nname = "web"\nvips = ["{VIP4}", "{VIP6}"]\n{service}\n'

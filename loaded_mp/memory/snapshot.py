@@ -39,6 +39,14 @@ class Pick(IntEnum):
     LEAST = 2  #: the backend with the fewest (open flows + plus) for its weight, the first of equals
 
 
+class Ending(IntEnum):
+    """What the daemon does about TCP connections before it stops."""
+
+    NOT = 0
+    TELL_THE_OTHER = 1  #: what one end sends reaches the other as a reset
+    TELL_CLIENTS = 2  #: what clients send is left to this machine, which answers with a reset
+
+
 class Affinity(IntEnum):
     """What makes packets one flow."""
 

@@ -20,6 +20,7 @@ from loaded_mp.datapath.queue import Queue
 from loaded_mp.datapath.slices import ask_for_short_slices
 from loaded_mp.log import event, set_level
 from loaded_mp.memory.shared import Stamp, fresh_memory, memory_bytes
+from loaded_mp.memory.snapshot import Ending
 from loaded_mp.metrics.server import serve_metrics
 from loaded_mp.network import setup
 from loaded_mp.network.errors import NetworkError
@@ -125,9 +126,19 @@ class Daemon:
             if self._network_setup:
                 self._set_up_network()
                 stack.callback(setup.take_down)
+            stack.push_async_callback(self._say_goodbye)
             await self._answer(stack, control, children)
             await self._work(children)
         log.info(event("stopped"))
+
+    async def _say_goodbye(self) -> None:
+        """Tell both ends of TCP connections that they are over, before the rules go.
+
+        A client that is the only one to speak is told when it repeats itself.
+        """
+        for ending in (Ending.TELL_THE_OTHER, Ending.TELL_CLIENTS):
+            self.memory.ending[0] = ending
+            await asyncio.sleep(self.config.goodbye_s / 2)
 
     def _open_queues(self, stack: contextlib.AsyncExitStack) -> list[Queue]:
         queues = []

@@ -26,7 +26,7 @@ def _accept(batch: Batch) -> None:
             queued = message(batch, i)
             if queued.packet_id == 0:
                 continue
-            decision = Decision(NF_ACCEPT, False, 0, Reason.OK)
+            decision = Decision(NF_ACCEPT, False, 0, 0, Reason.OK)
             length = write_verdict(batch.buffer, batch.shorts, queued, batch.queue, decision)
             put_out(batch, verdicts, queued.start - VERDICT_HEADER, length)
             verdicts += 1

@@ -9,8 +9,10 @@ from itertools import pairwise
 
 import pytest
 
+from loaded_mp.lab.backend import Backend
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options
+from loaded_mp.lab.talk import Talk
 from loaded_mp.lab.wait import wait_until
 
 SOURCES = 60
@@ -187,3 +189,22 @@ def test_a_configuration_with_mistakes_keeps_the_old_program(lab: Lab) -> None:
     assert "the old program stays" in refused.stderr
     assert "event=restarting" not in daemon.log
     daemon.stop()
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_a_stop_for_good_tells_both_ends(lab: Lab, vip: str) -> None:
+    daemon = lab.daemon(lab.config(workers=2, top="goodbye_s = 2"))
+    talks = [Talk(lab, vip, source) for source in lab.sources(vip)[:6]]
+    assert {talk.ask() for talk in talks} == {"backend1", "backend2", "backend3"}
+    daemon.process.terminate()
+    daemon.logged("event=stopping")
+    for talk in talks:
+        talk.say()
+    assert [talk.hear() for talk in talks] == ["reset"] * 6
+    wait_until(lambda: not any(established(backend) for backend in lab.backends), "backends know it")
+    daemon.stop()
+
+
+def established(backend: Backend) -> list[str]:
+    said = backend.namespace.run("ss", "-Htn", "state", "established", "sport", "=", ":80").stdout
+    return said.splitlines()

@@ -1,6 +1,5 @@
 """Services that the kernel forwards after a worker's decision: the same behaviour, by other means."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -8,24 +7,11 @@ import pytest
 
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
+from loaded_mp.lab.talk import Talk
 from loaded_mp.lab.wait import wait_until
 
 SOURCES = 60
 EXPECTED = {"backend1": 30, "backend2": 20, "backend3": 10}
-
-#: Sends a line at each command on its input to a connected socket and prints what happens to it.
-TALK = """
-import socket, sys
-with socket.create_connection((sys.argv[1], 80), timeout=10, source_address=(sys.argv[2], 0)) as web:
-    print("connected", flush=True)
-    for line in sys.stdin:
-        try:
-            web.sendall(b"GET / HTTP/1.1\\r\\nHost: vip\\r\\n\\r\\n")
-            print(web.recv(1000).decode().split()[-1] or "closed", flush=True)
-        except ConnectionResetError:
-            print("reset", flush=True)
-            break
-"""
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +25,6 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
     daemon = lab.daemon(lab.config((3, 2, 1), workers=2, service='forwarding = "conntrack"'))
     yield daemon
     daemon.stop()
-
-
-class Talk:
-    """One connection that lasts."""
-
-    def __init__(self, lab: Lab, vip: str, source: str) -> None:
-        self._process = lab.client.talk(sys.executable, "-c", TALK, vip, source)
-        assert self._hear() == "connected"
-
-    def _hear(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
-
-    def ask(self) -> str:
-        """Ask once more over the same connection; who answers, or "reset"."""
-        assert self._process.stdin
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self._hear()
 
 
 @pytest.mark.parametrize("vip", VIPS)

@@ -24,14 +24,14 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
 )
 from scapy.packet import Raw
-from world import ALL, BACKENDS, CLIENT, HOOK_POSTROUTING, ROUTER, VIP, VIP2, VIPS, World, web
+from world import ALL, BACKENDS, CLIENT, HOOK_POSTROUTING, ROUTER, START, VIP, VIP2, VIPS, World, web
 
 from loaded_mp.datapath import balance
 from loaded_mp.datapath.messages import HOOK_PREROUTING, NF_ACCEPT, NF_DROP, NF_REPEAT
 from loaded_mp.flows.flow import flow_of
 from loaded_mp.flows.table import MAX_VALUE, expire, find, insert, value_of
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
-from loaded_mp.memory.snapshot import MARK
+from loaded_mp.memory.snapshot import MARK, Ending
 from loaded_mp.packet.address import address128
 from loaded_mp.packet.header import MAX_EXTENSIONS
 from loaded_mp.packet.reasons import Fate, Reason
@@ -610,6 +610,7 @@ def test_fates_are_those_of_the_reasons() -> None:
         Reason.NO_SERVICE,
         Reason.NO_FLOW,
         Reason.LINK,
+        Reason.ENDED,
     ]
     assert all(r.from_client is not Fate.PASS_UNLESS_FLOW for r in Reason), "a VIP's packet has no owner"
     assert [r for r in Reason if r.must_be_zero] == [Reason.NOT_IP, Reason.LOST_RACE]
@@ -675,3 +676,43 @@ def test_a_race_that_is_lost_again_and_again_is_no_lack_of_backends(monkeypatch:
     monkeypatch.setattr(balance, "touch", lambda *_: False)
     decision, _ = world.decide(bytes(packet), HOOK_PREROUTING)
     assert (decision.verdict, decision.reason) == (NF_DROP, Reason.LOST_RACE)
+
+
+@both
+@pytest.mark.parametrize("size", [0, 1, 1000])
+def test_while_the_daemon_stops_one_end_resets_the_other(version: int, size: int) -> None:
+    world = World(web())
+    client, vip = CLIENT[version], VIP[version]
+    ends = {"sport": 1000, "dport": 80, "seq": 7, "ack": 9}
+    backend = world.backend_of(ip(version, client, vip) / TCP(**ends, flags="S"))
+    world.memory.ending[0] = Ending.TELL_THE_OTHER
+    options = [("Timestamp", (1, 2))]
+    for source, destination, hook, reached in (
+        (client, vip, HOOK_PREROUTING, (client, backend)),
+        (backend, client, HOOK_POSTROUTING, (vip, client)),
+    ):
+        sport, dport = (1000, 80) if hook == HOOK_PREROUTING else (80, 1000)
+        layer = TCP(sport=sport, dport=dport, seq=7, ack=9, flags="PA", options=options) / bytes(size)
+        sent = bytes(ip(version, source, destination) / layer)
+        for ready in (True, False):
+            decision, result = world.decide(sent, hook, ready=ready)
+            assert (decision.verdict, decision.reason) == (NF_ACCEPT, Reason.OK)
+            reset = TCP(sport=sport, dport=dport, seq=7, ack=9, flags="RA", window=0)
+            expected = bytes(ip(version, *reached) / reset)
+            assert decision.end - START == len(expected)
+            assert result[: len(expected)] == expected
+    world.memory.ending[0] = Ending.TELL_CLIENTS
+    sent = bytes(ip(version, client, vip) / TCP(**ends, flags="PA") / b"again")
+    decision, _ = world.decide(sent, HOOK_PREROUTING)
+    assert (decision.verdict, decision.reason) == (NF_ACCEPT, Reason.ENDED)
+
+
+@both
+def test_while_the_daemon_stops_no_connection_begins_and_other_protocols_go_on(version: int) -> None:
+    world = World(web())
+    world.memory.ending[0] = Ending.TELL_THE_OTHER
+    syn = bytes(ip(version, CLIENT[version], VIP[version]) / TCP(dport=80, flags="S"))
+    decision, _ = world.decide(syn, HOOK_PREROUTING)
+    assert (decision.verdict, decision.reason) == (NF_DROP, Reason.ENDING)
+    assert world.flows() == 0
+    assert world.backend_of(ip(version, CLIENT[version], VIP[version]) / UDP(dport=53)) in BACKENDS[version]

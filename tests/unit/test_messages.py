@@ -87,7 +87,8 @@ def test_a_verdict_goes_just_before_its_packet(
     buffer = buffer_with(data)
     shorts = buffer.view(np.uint16)
     queued = read_message(buffer, shorts, 0, len(data))
-    length = write_verdict(buffer, shorts, queued, QUEUE, Decision(verdict, changed, mark, Reason.OK))
+    decision = Decision(verdict, changed, queued.end, mark, Reason.OK)
+    length = write_verdict(buffer, shorts, queued, QUEUE, decision)
     at = queued.start - VERDICT_HEADER
     written = bytes(buffer[at : at + length])
     body = attribute(2, struct.pack("!II", verdict, packet_id))

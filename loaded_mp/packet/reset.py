@@ -1,0 +1,50 @@
+"""Turning a TCP segment into a reset, so that the end that it goes to learns that its connection is over."""
+
+from loaded_mp.compiled import Bytes, compiled, signed
+from loaded_mp.packet.checksum import adjust, read16, write16
+from loaded_mp.packet.header import Header
+from loaded_mp.packet.rewrite import complete_checksum
+
+_FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
+_TCP_HEADER = 20
+
+
+@compiled
+def begins_connection(packet: Bytes, header: Header) -> bool:
+    """Whether a well-formed TCP segment is a SYN, as a client sends it (RFC 9293, 3.5)."""
+    return signed(packet[header.upper + 13]) & (_SYN | _ACK) == _SYN
+
+
+@compiled
+def make_reset(packet: Bytes, header: Header) -> int:
+    """Make a well-formed TCP segment a reset of the same connection and direction.
+
+    Its sequence number is the one that the receiver expects next, as the segment was the next one (RFC 5961,
+    3.2). Returns the offset of the first byte behind it.
+    """
+    upper = header.upper
+    end = upper + _TCP_HEADER
+    flags = signed(packet[upper + 13])
+    packet[upper + 12] = _TCP_HEADER // 4 << 4
+    packet[upper + 13] = _RST | (flags & _ACK)
+    write16(packet, upper + 14, 0)
+    write16(packet, upper + 18, 0)
+    if header.version == 4:
+        length = header.start + 2
+        before = read16(packet, length)
+        write16(packet, length, end - header.start)
+        adjust(packet, header.start + 10, 0xFFFF - before + end - header.start)
+    else:
+        write16(packet, header.start + 4, end - header.start - 40)
+    whole = Header(
+        header.reason,
+        header.version,
+        header.start,
+        header.kind,
+        header.protocol,
+        upper,
+        end,
+        header.checksum,
+    )
+    complete_checksum(packet, whole)
+    return end

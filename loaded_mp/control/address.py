@@ -5,3 +5,5 @@
 CONTROL_ADDRESS = "\0loaded-mp"
 #: How long one command may take, in seconds.
 TIMEOUT_S = 10.0
+#: Who may ask: root. Connections of others are closed unread.
+ALLOWED_USER = 0

@@ -1,13 +1,14 @@
 """Asking a running daemon."""
 
 import http.client
+import os
 import socket
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from loaded_mp.control.address import CONTROL_ADDRESS, TIMEOUT_S
+from loaded_mp.control.address import ALLOWED_USER, CONTROL_ADDRESS, TIMEOUT_S
 
 Answer = TypeVar("Answer")
 
@@ -48,12 +49,16 @@ def _post(path: str, body: bytes) -> bytes:
             "no loaded-mp runs in this network namespace; start it, or look in its namespace with"
             " 'ip netns exec NAME loaded-mp status'"
         ) from None
+    except (ConnectionResetError, BrokenPipeError) as error:  # also http.client.RemoteDisconnected
+        if os.geteuid() != ALLOWED_USER:
+            raise ControlError("only root may talk to the daemon; use sudo") from None
+        raise ControlError(
+            "the daemon closed the connection: too many are open, or it stops; try again"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ControlError(f"the daemon does not answer: {error}") from error
     finally:
         connection.close()
-    if answer.status == http.client.FORBIDDEN:
-        raise ControlError("only root may talk to the daemon; use sudo")
     if answer.status != http.client.OK:
         raise ControlError(f"the daemon refuses: {said.decode(errors='replace').strip()}")
     return said

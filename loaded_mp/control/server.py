@@ -9,12 +9,11 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from loaded_mp.control.address import CONTROL_ADDRESS
+from loaded_mp.accepting import serve_http
+from loaded_mp.control.address import ALLOWED_USER, CONTROL_ADDRESS
 from loaded_mp.control.commands import COMMANDS, Commands
 
-_MAX_REQUEST_BYTES = 64 * 1024
-_BACKLOG = 16
-_ALLOWED_USER = 0
+_MOST_CONNECTIONS = 32
 
 
 class AlreadyRunningError(Exception):
@@ -40,28 +39,19 @@ async def serve_control(control: socket.socket, commands: Commands) -> AsyncIter
     """Answer commands as long as the context lasts."""
 
     async def post(request: web.Request) -> web.Response:
-        _only_root(request)
         answer = await _answer(commands, request.match_info["command"], await request.text())
         return web.json_response(body=answer)
 
-    application = web.Application(client_max_size=_MAX_REQUEST_BYTES)
-    application.router.add_post("/{command}", post)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, control, backlog=_BACKLOG).start()
+    routes = [web.post("/{command}", post)]
+    async with serve_http("control", routes, [control], _MOST_CONNECTIONS, _only_root):
         yield
-    finally:
-        await runner.cleanup()
 
 
-def _only_root(request: web.Request) -> None:
-    """Refuse others than root (SO_PEERCRED, unix(7))."""
-    assert request.transport
-    connection: socket.socket = request.transport.get_extra_info("socket")
+def _only_root(connection: socket.socket) -> str:
+    """Why others than root are refused (SO_PEERCRED, unix(7))."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    if struct.unpack("3i", credentials)[1] != _ALLOWED_USER:
-        raise web.HTTPForbidden
+    _, user, _ = struct.unpack("3i", credentials)
+    return "" if user == ALLOWED_USER else f"user {user} is not root"
 
 
 async def _answer(commands: Commands, name: str, arguments: str) -> bytes:

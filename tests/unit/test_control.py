@@ -115,7 +115,8 @@ def test_only_one_may_bind() -> None:
 
 
 def test_only_root_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_ALLOWED_USER", 12345)
+    monkeypatch.setattr(server, "ALLOWED_USER", 12345)
+    monkeypatch.setattr(client, "ALLOWED_USER", 12345)
     for asking in (lambda: ask("status", Status), lambda: ask("nonsense", Status)):
         with pytest.raises(ControlError, match="only root"):
             served(asking)

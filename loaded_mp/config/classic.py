@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loaded_mp.config.draft import Draft, Location, Place, found
-from loaded_mp.config.errors import ConfigError, Mistake
+from loaded_mp.config.errors import Mistake
+from loaded_mp.config.file import read_file
 
 Family = Literal[4, 6]
 
@@ -93,12 +94,7 @@ def read_classic(path: Path, family: Family, failover: bool = False) -> Draft:
 
     `failover` does what the word in the file does: it switches the checks on.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise ConfigError(Mistake(str(path), "", f"cannot be read: {error.strerror}")) from error
-    except ValueError as error:  # a path with a NUL
-        raise ConfigError(Mistake(str(path), "", f"cannot be read: {error}")) from error
+    text = read_file(path).decode(errors="surrogateescape").replace("\r\n", "\n")
     file = _File(path, family, text)
     if failover and not file.failover:
         file.failover = Place("-f", "")

@@ -1,17 +1,20 @@
 """The daemon's side of the control socket: POST /COMMAND, arguments and answer as JSON. No threads."""
 
+import fcntl
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from loaded_mp.accepting import serve_http
-from loaded_mp.control.address import ALLOWED_USER, CONTROL_ADDRESS
+from loaded_mp.control.address import ALLOWED_USER, control_path
 from loaded_mp.control.commands import COMMANDS, Commands
+from loaded_mp.network.errors import NetworkError
 
 _MOST_CONNECTIONS = 32
 
@@ -20,18 +23,45 @@ class AlreadyRunningError(Exception):
     """Another daemon runs in this network namespace."""
 
 
-def control_socket() -> socket.socket:
-    """Bind the control socket: the lock that makes us the one daemon. Raises AlreadyRunningError."""
-    control = socket.socket(socket.AF_UNIX)
-    try:
-        control.bind(CONTROL_ADDRESS)
-    except OSError:
-        control.close()
-        raise AlreadyRunningError(
-            "another loaded-mp runs in this network namespace; stop it first, or look at it with"
-            " 'loaded-mp status'"
-        ) from None
-    return control
+@contextmanager
+def control_socket() -> Iterator[socket.socket]:
+    """The control socket, bound; as long as the context lasts we are the one daemon of the network namespace.
+
+    It has a path, so that others than root can neither connect nor be there first. Raises
+    AlreadyRunningError, or NetworkError if it cannot be made.
+    """
+    path = control_path()
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _lock(stack, path.with_suffix(".lock"))
+            path.unlink(missing_ok=True)  # a daemon that was killed left it
+            control = stack.enter_context(socket.socket(socket.AF_UNIX))
+            control.bind(str(path))
+            stack.callback(path.unlink, missing_ok=True)
+            path.chmod(0o600)
+        except OSError as error:
+            raise NetworkError(
+                f"{path}: {error.strerror}; loaded-mp has to run as root and to write there"
+            ) from error
+        yield control
+
+
+def _lock(stack: ExitStack, path: Path) -> None:
+    """Hold a lock that ends with our process. Raises AlreadyRunningError."""
+    while True:
+        lock = stack.enter_context(path.open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunningError(
+                "another loaded-mp runs in this network namespace; stop it first, or look at it with"
+                " 'loaded-mp status'"
+            ) from None
+        # Whoever held it before may have deleted the file since we opened it.
+        if path.exists() and path.samefile(f"/proc/self/fd/{lock.fileno()}"):
+            stack.callback(path.unlink, missing_ok=True)
+            return
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ METRICS = ("curl", "-sfS", "-m", "5", "http://127.0.0.1:9128/metrics")
 
 #: As user nobody: opens so many connections, says how many, holds them and opens again what is closed.
 HOLD = f"""
-import os, resource, select, socket
+import os, resource, select, socket, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 os.setgroups([])
 os.setgid(65534)
@@ -32,6 +33,7 @@ def opened():
             connection.connect(ADDRESS)
         except OSError:
             connection.close()
+            time.sleep(0.01)
         else:
             poll.register(connection, select.POLLIN)
             return connection
@@ -45,10 +47,17 @@ while True:
         new = opened()
         held[new.fileno()] = new
 """
-TARGETS = {
-    "control": ("socket.AF_UNIX", '"\\0loaded-mp"'),
-    "metrics": ("socket.AF_INET", '("127.0.0.1", 9128)'),
-}
+#: As user nobody: what `loaded-mp status` asks.
+ASK = """
+import os
+from loaded_mp.control.client import ControlError, ask
+os.setuid(65534)
+try:
+    print(ask("status", object))
+except ControlError as error:
+    print(error)
+"""
+TARGETS = ("control", "metrics")
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +73,17 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
     daemon.stop()
 
 
+def socket_of(lab: Lab) -> Path:
+    inode = os.stat(f"/run/netns/{lab.balancer.name}").st_ino
+    return Path(f"/run/loaded-mp/{inode}.socket")
+
+
 @contextmanager
 def held(lab: Lab, target: str) -> Iterator[None]:
     """Connections of nobody, as long as the context lasts."""
-    family, address = TARGETS[target]
+    family, address = "socket.AF_INET", '("127.0.0.1", 9128)'
+    if target == "control":
+        family, address = "socket.AF_UNIX", f'"{socket_of(lab)}"'
     program = HOLD.replace("FAMILY", family).replace("ADDRESS", address)
     process = lab.balancer.talk(sys.executable, "-c", program)
     try:
@@ -79,10 +95,17 @@ def held(lab: Lab, target: str) -> Iterator[None]:
         process.communicate()
 
 
+def nobody_asks(lab: Lab) -> str:
+    return lab.balancer.run(sys.executable, "-c", ASK).stdout.strip()
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_connections_of_nobody_take_nothing_from_anybody(lab: Lab, daemon: Daemon, target: str) -> None:
+    if target == "control":
+        socket_of(lab).chmod(0o666)  # let them in as far as that goes
     checks = {address: each.since_s for address, each in daemon.backends().items()}
     with held(lab, target):
+        socket_of(lab).chmod(0o600)
         assert len(os.listdir(f"/proc/{daemon.process.pid}/fd")) < MOST_DESCRIPTORS
         answers = lab.answers("http", VIP4, 50, lab.sources4)
         assert not [text for texts in answers.values() for text in texts if text.startswith("error")]
@@ -92,3 +115,19 @@ def test_connections_of_nobody_take_nothing_from_anybody(lab: Lab, daemon: Daemo
     warned = re.findall(r"event=connections-\S+ server=(\S+)", daemon.log)
     assert warned == [target]
     assert "Traceback" not in daemon.log
+
+
+def test_others_than_root_are_told_what_to_do(lab: Lab, daemon: Daemon) -> None:
+    said = "only root may talk to the daemon; use sudo"
+    assert nobody_asks(lab) == said
+    assert "connections-refused" not in daemon.log  # did not get so far
+    socket_of(lab).chmod(0o666)
+    assert nobody_asks(lab) == said
+    assert 'event=connections-refused server=control cause="user 65534 is not root"' in daemon.log
+
+
+def test_nothing_of_the_control_socket_is_left(lab: Lab, daemon: Daemon) -> None:
+    path = socket_of(lab)
+    assert path.exists()
+    daemon.stop()
+    assert not list(path.parent.glob(f"{path.stem}*"))

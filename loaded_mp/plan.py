@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from loaded_mp.config.model import Config
+from loaded_mp.config.model import OPEN, Config
 from loaded_mp.fields import Address, Listener, Network
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Chain, Side
@@ -328,4 +328,4 @@ def _notes(services: Services, host: Host) -> list[str]:
                 f"{network.public_interface} has only VIPs as IPv{family} addresses: of what backends start"
                 " themselves only queries to network.name_servers get an answer; see network.public_addresses"
             )
-    return notes
+    return notes + [f"service {each.name}: {OPEN}" for each in config.services if not each.listen]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import click
 
 from loaded_mp.cli.options import configuration_options
-from loaded_mp.config.model import Config
+from loaded_mp.config.model import OPEN, Config
 
 
 @click.command("check-config")
@@ -17,6 +17,8 @@ def command(load: Callable[[], Config]) -> None:
         vips = ", ".join(str(vip.ip) for vip in service.vips)
         answers = ", ".join(map(str, service.listen)) or "everything"
         click.echo(f"service {service.name}: {vips}; {answers}; {service.scheduler}")
+        if not service.listen:
+            click.echo(f"  note: {OPEN}")
         for backend in service.backends:
             name = f" ({backend.name})" if backend.name else ""
             click.echo(f"  backend {backend.address}{name} weight {backend.weight}")

@@ -1,19 +1,22 @@
 """The classic files, `loaded.config` and `loaded.config6`: shell scripts whose assignments are the settings.
 
-They are never executed. An assignment is `NAME=value` at the beginning of a line, without spaces around `=`;
-whatever else is in the script is passed over. A shell would go by the last assignment of a name, and so does
-this reader; `server4`, `server6` and `NS` may be repeated.
+They are never executed. An assignment is `NAME=value` at the beginning of a line, without spaces around `=`.
+A shell would go by the last assignment of a name, and so does this reader; `server4`, `server6` and `NS` may
+be repeated. Rules that send packets to the queue say what is answered (`queue_rules.py`). Whatever else is in
+the script is passed over.
 """
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Any, Literal
 
 from loaded_mp.config.draft import Draft, Location, Place, found
-from loaded_mp.config.errors import ConfigError, Mistake
+from loaded_mp.config.errors import Mistake
+from loaded_mp.config.file import read_file
+from loaded_mp.config.queue_rules import EVERYTHING, Script, is_queue_rule, listeners
 
 Family = Literal[4, 6]
 
@@ -35,14 +38,17 @@ class _File:
         self.family = family
         self.failover: Place | None = None  #: where the checks are switched on
         self.values: dict[str, list[tuple[int, list[str]]]] = {}  #: name -> line and words, as often as given
+        self.queue_rules: list[tuple[int, str]] = []  #: line and text
         self.mistakes: list[Mistake] = []
         known = _COMMON | {f"VIP{family}", f"VIP{family}net", f"RIP{family}", f"server{family}"}
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in _lines(text):
             assignment = _ASSIGNMENT.match(line)
             if assignment and assignment[1] in known:
                 self._assign(number, *assignment.groups())
             elif line.split("#")[0].strip() == "failover":
                 self.failover = self.place(number, "failover")
+            elif is_queue_rule(line):
+                self.queue_rules.append((number, line))
 
     def _assign(self, number: int, name: str, space: str, text: str) -> None:
         try:
@@ -88,17 +94,26 @@ class _File:
             return False
 
 
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Each line with its number; one that goes on after a backslash is one."""
+    begun = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        begun += line
+        if "#" not in begun and begun.endswith("\\"):
+            begun = begun[:-1]
+            continue
+        yield number, begun
+        begun = ""
+    if begun:
+        yield number, begun
+
+
 def read_classic(path: Path, family: Family, failover: bool = False) -> Draft:
     """What a classic file says about one family. Raises ConfigError if it cannot be read.
 
     `failover` does what the word in the file does: it switches the checks on.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise ConfigError(Mistake(str(path), "", f"cannot be read: {error.strerror}")) from error
-    except ValueError as error:  # a path with a NUL
-        raise ConfigError(Mistake(str(path), "", f"cannot be read: {error}")) from error
+    text = read_file(path).decode(errors="surrogateescape").replace("\r\n", "\n")
     file = _File(path, family, text)
     if failover and not file.failover:
         file.failover = Place("-f", "")
@@ -130,6 +145,7 @@ def _draft(file: _File) -> Draft:
     _put_workers(draft)
     _put_backends(file, draft)
     _put_check(file, draft)
+    _put_listen(file, draft)
     return draft
 
 
@@ -262,3 +278,20 @@ def _put_check(file: _File, draft: Draft) -> None:
         if assigned := file.last(name):
             check[key] = assigned[1]
             draft.places["services", 0, "check", key] = file.place(assigned[0], name)
+
+
+def _put_listen(file: _File, draft: Draft) -> None:
+    """What the script sends to the queue is what is answered; without such rules everything is."""
+    variables = {name: words[-1][1][0] for name, words in file.values.items()}
+    backends = [words[0] for _, words in file.values.get(f"server{file.family}", ())]
+    script = Script(file.family, variables, backends)
+    listen: dict[str, int] = {}  #: with its line
+    for number, line in file.queue_rules:
+        try:
+            listen |= {each: number for each in listeners(line, script) if each not in listen}
+        except ValueError as error:
+            file.wrong(number, "QUEUE", f"{error}; in TOML `listen` says what is answered")
+    if listen and EVERYTHING not in listen:
+        draft.data["services"][0]["listen"] = list(listen)
+        for row, number in enumerate(listen.values()):
+            draft.places["services", 0, "listen", row] = file.place(number, "QUEUE")

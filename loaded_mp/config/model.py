@@ -22,6 +22,9 @@ from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import Affinity
 from loaded_mp.schedulers import SCHEDULERS
 
+#: What to say of a service that answers everything.
+OPEN = "no listen: clients reach every port of its backends by its VIPs"
+
 AFFINITIES = tuple(each.name.lower() for each in Affinity)
 
 

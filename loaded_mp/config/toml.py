@@ -10,6 +10,7 @@ from typing import Any
 from loaded_mp.checks import CHECKS
 from loaded_mp.config.draft import Draft, Location, Place
 from loaded_mp.config.errors import ConfigError, Mistake
+from loaded_mp.config.file import read_file
 from loaded_mp.config.model import Config
 
 #: Tables that repeat have singular names in the file. Both ways, so that the plural is unknown in the file.
@@ -22,10 +23,8 @@ _KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
 def read_toml(path: Path) -> Draft:
     """What a TOML file says. Raises ConfigError if it cannot be read or is not TOML."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(Mistake(str(path), "", f"cannot be read: {error.strerror}")) from error
-    except ValueError as error:  # a byte that UTF-8 has not, or a path with a NUL
+        text = read_file(path).decode()
+    except UnicodeDecodeError as error:
         raise ConfigError(Mistake(str(path), "", f"cannot be read: {error}")) from error
     return parse_toml(text, str(path))
 

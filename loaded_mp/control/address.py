@@ -1,7 +1,16 @@
 """Where the control socket is."""
 
-#: An abstract Unix socket (unix(7)): it belongs to a network namespace, as the daemon does, and is gone with
-#: its process. Whoever has bound it is the one daemon of the namespace.
-CONTROL_ADDRESS = "\0loaded-mp"
+import os
+from pathlib import Path
+
+from loaded_mp.network.record import DIRECTORY
+
 #: How long one command may take, in seconds.
 TIMEOUT_S = 10.0
+#: Who may ask: root. Connections of others are closed unread.
+ALLOWED_USER = 0
+
+
+def control_path() -> Path:
+    """The control socket of the current network namespace, named by its inode as the record of changes is."""
+    return DIRECTORY / f"{os.stat('/proc/self/ns/net').st_ino}.socket"

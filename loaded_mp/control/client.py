@@ -1,15 +1,17 @@
 """Asking a running daemon."""
 
 import http.client
+import os
 import socket
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from loaded_mp.control.address import CONTROL_ADDRESS, TIMEOUT_S
+from loaded_mp.control.address import ALLOWED_USER, TIMEOUT_S, control_path
 
 Answer = TypeVar("Answer")
+_ONLY_ROOT = "only root may talk to the daemon; use sudo"
 
 
 class ControlError(Exception):
@@ -20,7 +22,7 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(CONTROL_ADDRESS)
+        self.sock.connect(str(control_path()))
 
 
 def ask(command: str, answer_type: type[Answer], **arguments: object) -> Answer:
@@ -43,17 +45,23 @@ def _post(path: str, body: bytes) -> bytes:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         said = answer.read()
-    except ConnectionRefusedError:
+    except PermissionError:
+        raise ControlError(_ONLY_ROOT) from None
+    except (FileNotFoundError, ConnectionRefusedError):
         raise ControlError(
             "no loaded-mp runs in this network namespace; start it, or look in its namespace with"
             " 'ip netns exec NAME loaded-mp status'"
         ) from None
+    except (ConnectionResetError, BrokenPipeError) as error:  # also http.client.RemoteDisconnected
+        if os.geteuid() != ALLOWED_USER:
+            raise ControlError(_ONLY_ROOT) from None
+        raise ControlError(
+            "the daemon closed the connection: too many are open, or it stops; try again"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ControlError(f"the daemon does not answer: {error}") from error
     finally:
         connection.close()
-    if answer.status == http.client.FORBIDDEN:
-        raise ControlError("only root may talk to the daemon; use sudo")
     if answer.status != http.client.OK:
         raise ControlError(f"the daemon refuses: {said.decode(errors='replace').strip()}")
     return said

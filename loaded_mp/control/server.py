@@ -1,43 +1,67 @@
 """The daemon's side of the control socket: POST /COMMAND, arguments and answer as JSON. No threads."""
 
+import fcntl
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from loaded_mp.control.address import CONTROL_ADDRESS
+from loaded_mp.accepting import serve_http
+from loaded_mp.control.address import ALLOWED_USER, control_path
 from loaded_mp.control.commands import COMMANDS, Commands
+from loaded_mp.network.errors import NetworkError
 
-_MAX_REQUEST_BYTES = 64 * 1024
-_BACKLOG = 16
-_ALLOWED_USER = 0
+_MOST_CONNECTIONS = 32
 
 
 class AlreadyRunningError(Exception):
     """Another daemon runs in this network namespace."""
 
 
-def control_socket(handed: int | None = None) -> socket.socket:
-    """Bind the control socket: the lock that makes us the one daemon. Raises AlreadyRunningError.
+@contextmanager
+def control_socket() -> Iterator[socket.socket]:
+    """The control socket, bound; as long as the context lasts we are the one daemon of the network namespace.
 
-    `handed` is the descriptor of one that is bound already.
+    It has a path, so that others than root can neither connect nor be there first. Raises
+    AlreadyRunningError, or NetworkError if it cannot be made.
     """
-    if handed is not None:
-        return socket.socket(fileno=handed)
-    control = socket.socket(socket.AF_UNIX)
-    try:
-        control.bind(CONTROL_ADDRESS)
-    except OSError:
-        control.close()
-        raise AlreadyRunningError(
-            "another loaded-mp runs in this network namespace; stop it first, or look at it with"
-            " 'loaded-mp status'"
-        ) from None
-    return control
+    path = control_path()
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _lock(stack, path.with_suffix(".lock"))
+            path.unlink(missing_ok=True)  # a daemon that was killed left it
+            control = stack.enter_context(socket.socket(socket.AF_UNIX))
+            control.bind(str(path))
+            stack.callback(path.unlink, missing_ok=True)
+            path.chmod(0o600)
+        except OSError as error:
+            raise NetworkError(
+                f"{path}: {error.strerror}; loaded-mp has to run as root and to write there"
+            ) from error
+        yield control
+
+
+def _lock(stack: ExitStack, path: Path) -> None:
+    """Hold a lock that ends with our process. Raises AlreadyRunningError."""
+    while True:
+        lock = stack.enter_context(path.open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunningError(
+                "another loaded-mp runs in this network namespace; stop it first, or look at it with"
+                " 'loaded-mp status'"
+            ) from None
+        # Whoever held it before may have deleted the file since we opened it.
+        if path.exists() and path.samefile(f"/proc/self/fd/{lock.fileno()}"):
+            stack.callback(path.unlink, missing_ok=True)
+            return
 
 
 @asynccontextmanager
@@ -45,28 +69,19 @@ async def serve_control(control: socket.socket, commands: Commands) -> AsyncIter
     """Answer commands as long as the context lasts."""
 
     async def post(request: web.Request) -> web.Response:
-        _only_root(request)
         answer = await _answer(commands, request.match_info["command"], await request.text())
         return web.json_response(body=answer)
 
-    application = web.Application(client_max_size=_MAX_REQUEST_BYTES)
-    application.router.add_post("/{command}", post)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, control, backlog=_BACKLOG).start()
+    routes = [web.post("/{command}", post)]
+    async with serve_http("control", routes, [control], _MOST_CONNECTIONS, _only_root):
         yield
-    finally:
-        await runner.cleanup()
 
 
-def _only_root(request: web.Request) -> None:
-    """Refuse others than root (SO_PEERCRED, unix(7))."""
-    assert request.transport
-    connection: socket.socket = request.transport.get_extra_info("socket")
+def _only_root(connection: socket.socket) -> str:
+    """Why others than root are refused (SO_PEERCRED, unix(7))."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    if struct.unpack("3i", credentials)[1] != _ALLOWED_USER:
-        raise web.HTTPForbidden
+    _, user, _ = struct.unpack("3i", credentials)
+    return "" if user == ALLOWED_USER else f"user {user} is not root"
 
 
 async def _answer(commands: Commands, name: str, arguments: str) -> bytes:

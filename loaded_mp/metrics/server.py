@@ -1,16 +1,18 @@
 """/metrics over TCP, in the supervisor's one thread."""
 
+import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from loaded_mp.accepting import serve_http
 from loaded_mp.metrics.collector import StatusCollector
 from loaded_mp.status import Status
 
-_BACKLOG = 16
+_MOST_CONNECTIONS = 64
 
 
 @asynccontextmanager
@@ -23,13 +25,22 @@ async def serve_metrics(listen: str, status: Callable[[], Status]) -> AsyncItera
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
-    application = web.Application()
-    application.router.add_get("/metrics", get_metrics)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
-    await runner.setup()
+    listeners = _listeners(listen)
+    async with serve_http("metrics", [web.get("/metrics", get_metrics)], listeners, _MOST_CONNECTIONS):
+        yield listeners[0].getsockname()[1]
+
+
+def _listeners(listen: str) -> list[socket.socket]:
+    """A bound socket for each address of HOST:PORT. Raises OSError."""
     host, _, port = listen.rpartition(":")
-    try:
-        await web.TCPSite(runner, host.strip("[]") or None, int(port), backlog=_BACKLOG).start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    # Not asked by the event loop: that keeps a thread for it, and the supervisor has one thread.
+    addresses = socket.getaddrinfo(
+        host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    with ExitStack() as unless_all_are_bound:
+        listeners = [
+            unless_all_are_bound.enter_context(socket.create_server(address, family=family))
+            for family, _, _, _, address in addresses
+        ]
+        unless_all_are_bound.pop_all()
+    return listeners

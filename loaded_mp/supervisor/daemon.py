@@ -12,6 +12,7 @@ from functools import partial
 from loaded_mp import worker
 from loaded_mp.checks.runner import Result, Runner
 from loaded_mp.compiled import has_machine_code
+from loaded_mp.config.bounded import load_bounded
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Config
 from loaded_mp.control.commands import Commands
@@ -110,9 +111,8 @@ class Daemon:
         # A reload that is asked for too early waits; SIGHUP would end the process else.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
         async with contextlib.AsyncExitStack() as stack:
-            handed = inherited()
-            control = stack.enter_context(control_socket(handed.control if handed else None))
-            handed = handed or taken_from_orphans()
+            control = stack.enter_context(control_socket())
+            handed = inherited() or taken_from_orphans()
             self._begin(handed)
             if not self._adopted:
                 _clear_up(handed)
@@ -200,7 +200,6 @@ class Daemon:
         self, stack: contextlib.AsyncExitStack, control: socket.socket, children: Children
     ) -> None:
         """Answer commands and scrapes as long as the stack lasts."""
-        self._control = control
         self._report = Report(
             self.memory, self.backends, children, self.flows, self.publisher, self.accounting
         )
@@ -278,7 +277,7 @@ class Daemon:
 
     async def _reload_now(self) -> list[str]:
         try:
-            config = self._load()
+            config = await load_bounded(self._load)
         except ConfigError as error:
             return _refused([str(mistake) for mistake in error.mistakes])
         fixed = {key: getattr(self.config, key) for key in _FIXED}
@@ -304,7 +303,7 @@ class Daemon:
     async def restart(self) -> list[str]:
         """Become the program anew, as its files are now, while workers go on; what keeps it from that."""
         try:
-            self._load()
+            await load_bounded(self._load)
         except ConfigError as error:
             return [str(mistake) for mistake in error.mistakes]
         assert self._children
@@ -313,7 +312,6 @@ class Daemon:
             memory=self._memory_descriptor,
             queues={child.place.queue: child.place.descriptor for child in self._children.children},
             workers=[child.pid for child in self._children.children if child.pid],
-            control=self._control.fileno(),
         )
         log.info(event("restarting"))
         asyncio.get_running_loop().call_later(_ANSWER_S, hand_on, handed)

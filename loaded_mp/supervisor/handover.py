@@ -1,4 +1,4 @@
-"""What one supervisor leaves to the next: the memory, the queues' sockets, the control socket.
+"""What one supervisor leaves to the next: the memory and the queues' sockets.
 
 `restart` hands them on through exec, in the same process. After a supervisor was killed its workers go on;
 the next one takes the descriptors out of them (pidfd_getfd(2)). Numbers of names and states of backends are
@@ -53,7 +53,6 @@ class Inherited(BaseModel):
     memory: int
     queues: dict[int, int]  #: by the number of the queue
     workers: list[int]  #: processes
-    control: int | None = None  #: None: it went with the process that had it
 
 
 class Notes(BaseModel):
@@ -185,8 +184,7 @@ def _address(text: str) -> Address:
 
 
 def _descriptors(handed: Inherited) -> Iterable[int]:
-    control = [] if handed.control is None else [handed.control]
-    return [handed.memory, *handed.queues.values(), *control]
+    return [handed.memory, *handed.queues.values()]
 
 
 def _taken(pid: int) -> Iterable[int]:

@@ -145,6 +145,18 @@ def test_check_config_says_what_it_means() -> None:
         assert text in result.stdout
 
 
+def test_check_config_says_which_service_is_open() -> None:
+    note = "note: no listen: clients reach every port of its backends by its VIPs"
+    assert note in invoke("check-config", *FLAGS).stdout
+    assert note not in invoke("check-config", *FLAGS, "--port", "tcp/80").stdout
+
+
+def test_the_first_example_opens_no_more_than_it_says() -> None:
+    example = (DEPLOY.parent / "README.md").read_text().split("```toml\n")[1].split("```")[0]
+    (service,) = parse_toml(example, "README.md").config().services
+    assert service.listen
+
+
 def test_check_config_takes_flags_too() -> None:
     assert invoke("check-config", *FLAGS).exit_code == 0
     assert invoke("check-config", *FLAGS, "--vip", "10.0.0.1").exit_code == 2

@@ -229,11 +229,102 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
             read_classic(path, 4)
 
 
+@pytest.mark.parametrize(
+    ("rules", "listen"),
+    [
+        ("iptables -t nat -A PREROUTING -p tcp -d 192.0.2.10 -j QUEUE", ["tcp"]),
+        ("iptables -t raw -A PREROUTING -d $VIP4 -p tcp --dport 80 -j QUEUE", ["tcp/80"]),
+        (
+            '  sudo /sbin/iptables-nft -I PREROUTING 1 -d "${VIP4}/32" -p udp --dport=53 -j QUEUE # DNS',
+            ["udp/53"],
+        ),
+        ("iptables -w 5 -A PREROUTING -p icmp -i eth0 --jump=NFQUEUE --queue-num 3 --queue-bypass", ["icmp"]),
+        ("iptables -A PREROUTING -d 192.0.2.0/24 -p 6 -m tcp --dport 8000:8010 -j QUEUE", ["tcp/8000-8010"]),
+        (
+            "iptables -A PREROUTING -d $VIP4 -p tcp -m multiport \\\n  --dports 80,443,1:9 -j QUEUE",
+            ["tcp/80", "tcp/443", "tcp/1-9"],
+        ),
+        (
+            "iptables -A PREROUTING -d $VIP4 -p tcp --dport 80 -j QUEUE\n"
+            "iptables -D PREROUTING -d $VIP4 -p tcp --dport 81 -j QUEUE\n"
+            "ip6tables -A PREROUTING -d $VIP6 -p tcp --dport 82 -j QUEUE\n"
+            "iptables -A POSTROUTING -s 10.0.0.0/24 -o eth0 -p tcp --sport 80 -j QUEUE\n"
+            "iptables -A FORWARD -s 10.0.0.0/24 -m state --state NEW -j QUEUE\n"
+            "# iptables -A PREROUTING -d $VIP4 -p tcp --dport 83 -j QUEUE\n"
+            "iptables -A INPUT -p tcp --dport 22 -j ACCEPT\n"
+            "iptables -A PREROUTING -d $VIP4 -p tcp --dport 80 -j QUEUE\n"
+            "iptables -A PREROUTING -d $VIP4 -p icmp -j QUEUE",
+            ["tcp/80", "icmp"],
+        ),
+        (
+            "iptables -A PREROUTING -d $VIP4 -p tcp --dport 80 -j QUEUE\n"
+            "iptables -A PREROUTING -d $VIP4 -j QUEUE",
+            [],
+        ),
+    ],
+)
+def test_queue_rules_say_what_is_answered(path: Path, rules: str, listen: list[str]) -> None:
+    config = read(path, f"{GOOD}public_NIC=eth0\n{rules}\n")
+    assert [str(each) for each in config.services[0].listen] == listen
+    assert parse_toml(to_toml(config), "f").config() == config
+
+
+def test_queue_rules_of_ipv6(path: Path) -> None:
+    text = "VIP6=2001:db8::10\nserver6=fd00::1\nip6tables -A PREROUTING -d $VIP6 -p ipv6-icmp -j QUEUE\n"
+    assert [str(each) for each in read(path, text, 6).services[0].listen] == ["icmp"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("-A PREROUTING -s 198.51.100.0/24 -j QUEUE", "found '-s', expected no more than -d, -p and --dport"),
+        ("-A PREROUTING -d $VIP4 -m state --state NEW -j QUEUE", "found '-m state', expected no more than"),
+        ("-A PREROUTING -d $VIP4 -p tcp ! --dport 22 -j QUEUE", "found '!', expected no more than"),
+        ("-A PREROUTING ! -d $VIP4 -j QUEUE", "found '!', expected no more than"),
+        ("-A PREROUTING -d 192.0.2.11 -j QUEUE", "found '192.0.2.11', expected VIP4"),
+        ("-A PREROUTING -i eth7 -j QUEUE", "found 'eth7', expected public_NIC"),
+        ("-A PREROUTING -p sctp -j QUEUE", "found '-p sctp', expected tcp or udp, or without a port icmp"),
+        ("-A PREROUTING -p icmp --dport 1 -j QUEUE", "found '-p icmp', expected tcp or udp, or without"),
+        ("-A PREROUTING -p tcp --dport $PORT -j QUEUE", "found '$PORT', expected a plain value"),
+        ("-A PREROUTING -p tcp --dport http -j QUEUE", "found 'tcp/http', expected a port or a range"),
+        ("-A PREROUTING -p tcp --dport -j QUEUE", "found 'QUEUE', expected no more than"),
+        ("-A balanced -p tcp -j QUEUE", "found the chain 'balanced', expected PREROUTING"),
+        ("-A PREROUTING -p tcp -jQUEUE", "found '-jQUEUE', expected no more than"),
+        ("-A PREROUTING -j QUEUE || exit 1", "found '||', expected no more than"),
+        ("-A PREROUTING -j QUEUE 'x", "found open quotes, expected closed ones"),
+    ],
+)
+def test_a_queue_rule_that_is_not_understood_is_never_passed_over(
+    path: Path, rule: str, expected: str
+) -> None:
+    (found,) = mistakes(path, f"{GOOD}public_NIC=eth0\niptables {rule}\n")
+    assert found.startswith(f"f:6: QUEUE: {expected}")
+
+
+@pytest.mark.parametrize(
+    "words", ["$IPT", "for port in 80 443; do iptables", "[ -x /sbin/iptables ] && iptables"]
+)
+def test_a_queue_rule_in_a_shell_s_words_is_never_passed_over(path: Path, words: str) -> None:
+    (found,) = mistakes(path, f"{GOOD}{words} -A PREROUTING -p tcp --dport 80 -j QUEUE\n")
+    assert found.startswith("f:5: QUEUE: found ")
+
+
 _LINES = st.sampled_from(
     [*(DEPLOY / "loaded.config").read_text().splitlines(), *GOOD.splitlines(), "VIP4=1.2.3.4/8"]
 )
 _NAMES = st.sampled_from(
-    ["VIP4", "VIP4net", "RIP4", "server4", "NS", "private_GW", "FIRST_CORE", "LAST_CORE", "nfq_len"]
+    [
+        "iptables -j QUEUE -A PREROUTING ",
+        "VIP4",
+        "VIP4net",
+        "RIP4",
+        "server4",
+        "NS",
+        "private_GW",
+        "FIRST_CORE",
+        "LAST_CORE",
+        "nfq_len",
+    ]
 )
 _ASSIGNMENTS = st.tuples(_NAMES, st.text(st.characters(codec="utf-8"), max_size=12)).map("=".join)
 

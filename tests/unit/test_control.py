@@ -1,17 +1,20 @@
 """Server and client over the real socket, in this process."""
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import IO, TypeVar
 
 import pytest
 from test_metrics import STATUS
 
-from loaded_mp.control import address, client, server
+from loaded_mp.control import client, server
 from loaded_mp.control.client import ControlError, ask
 from loaded_mp.control.commands import COMMANDS, Commands
 from loaded_mp.metrics.server import serve_metrics
+from loaded_mp.network.errors import NetworkError
 from loaded_mp.status import Status
 
 Result = TypeVar("Result")
@@ -41,19 +44,21 @@ class MoreCommands(Commands):
 
 
 @pytest.fixture(autouse=True)
-def _own_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A daemon may run on this machine."""
-    mine = f"{address.CONTROL_ADDRESS}-test-{os.getpid()}"
-    monkeypatch.setattr(client, "CONTROL_ADDRESS", mine)
-    monkeypatch.setattr(server, "CONTROL_ADDRESS", mine)
+    path = tmp_path / "run" / "control.socket"
+    monkeypatch.setattr(client, "control_path", lambda: path)
+    monkeypatch.setattr(server, "control_path", lambda: path)
+    return path
 
 
 def served(asking: Callable[[], Result], commands: Commands | None = None) -> Result:
     """What `asking` gives while a server runs."""
 
     async def run() -> Result:
-        async with server.serve_control(server.control_socket(), commands or Commands(Daemon())):
-            return await asyncio.to_thread(asking)
+        with server.control_socket() as control:
+            async with server.serve_control(control, commands or Commands(Daemon())):
+                return await asyncio.to_thread(asking)
 
     return asyncio.run(run())
 
@@ -112,13 +117,60 @@ def test_nobody_there_is_said_in_words() -> None:
         ask("status", Status)
 
 
-def test_only_one_may_bind() -> None:
-    with server.control_socket(), pytest.raises(server.AlreadyRunningError, match="another loaded-mp"):
-        server.control_socket()
+def hold() -> None:
+    with server.control_socket():
+        pass
+
+
+def test_only_one_may_bind(path: Path) -> None:
+    with server.control_socket():
+        assert path.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(server.AlreadyRunningError, match="another loaded-mp"):
+            hold()
+        assert path.exists()
+    assert not [*path.parent.iterdir()]
+    hold()
+
+
+def test_what_a_killed_daemon_left_is_in_nobody_s_way(path: Path) -> None:
+    child = os.fork()
+    if not child:
+        with server.control_socket():
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert path.exists()
+    with pytest.raises(ControlError, match="no loaded-mp runs in this network namespace"):
+        ask("status", Status)
+    hold()
+    assert served(lambda: ask("status", Status)) == STATUS
+
+
+def test_a_lock_that_was_just_given_up_is_not_taken_for_ours(path: Path) -> None:
+    """The file that we opened may be deleted when the lock is ours."""
+    path.parent.mkdir()
+    lock = path.with_suffix(".lock")
+    real = fcntl.flock
+
+    def flock(file: IO[str], operation: int) -> None:
+        lock.unlink(missing_ok=True)
+        monkeypatch.undo()
+        real(file, operation)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with server.control_socket():
+            assert lock.exists()
+
+
+def test_a_place_that_cannot_be_written_is_said_in_words(path: Path) -> None:
+    path.parent.write_text("")
+    with pytest.raises(NetworkError, match="has to run as root"):
+        hold()
 
 
 def test_only_root_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_ALLOWED_USER", 12345)
+    monkeypatch.setattr(server, "ALLOWED_USER", 12345)
+    monkeypatch.setattr(client, "ALLOWED_USER", 12345)
     for asking in (lambda: ask("status", Status), lambda: ask("nonsense", Status)):
         with pytest.raises(ControlError, match="only root"):
             served(asking)

@@ -116,7 +116,7 @@ def test_the_whole_plan_in_order() -> None:
         "ip address add 192.0.2.10/32 dev eth0",
         "ip address add 2001:db8::10/128 dev eth0 nodad preferred_lft 0",
     ]
-    assert found.notes == ()
+    assert found.notes == ("service web: no listen: clients reach every port of its backends by its VIPs",)
     kinds = [change.kind for change in found.changes]
     assert kinds[-8:] == ["chain"] * 6 + ["address"] * 2, "the rules stand before the VIPs"
     assert all(change.why for change in found.changes)
@@ -372,14 +372,20 @@ def test_without_interfaces_addresses_are_left_alone_and_the_plan_says_so() -> N
     assert "sysctl -w net.ipv4.conf.eth1.send_redirects=0" in commands(found)
 
 
+def test_only_a_service_without_listen_is_open() -> None:
+    notes = plan(config({"listen": ["tcp/80"]}), host(), 0, 1).notes
+    assert notes == ()
+
+
 def test_masquerading_behind_nothing_but_vips_is_pointed_out() -> None:
-    found = plan(config(), host(addresses=(("eth0", "192.0.2.10/24"), ("eth0", "fe80::1/64"))), 0, 1)
+    web = {"listen": ["tcp/80"]}
+    found = plan(config(web), host(addresses=(("eth0", "192.0.2.10/24"), ("eth0", "fe80::1/64"))), 0, 1)
     assert next(note for note in found.notes if "has only VIPs" in note).startswith(
         "eth0 has only VIPs as IPv4"
     )
     assert len(found.notes) == 2
     assert (
-        plan(config(public_addresses=["192.0.2.1/24", "2001:db8::1/64"]), host(addresses=()), 0, 1).notes
+        plan(config(web, public_addresses=["192.0.2.1/24", "2001:db8::1/64"]), host(addresses=()), 0, 1).notes
         == ()
     )
 

@@ -295,3 +295,19 @@ def test_a_worker_in_its_pause_holds_up_nobody(lab: Lab, daemon: Daemon) -> None
     lab.backends[1].start_web()
     wait_until(lambda: daemon.backends()[lab.backends[1].ipv4].up, "backend2 is up again")
     wait_until(lambda: daemon.backends()[lab.backends[1].ipv6].up, "backend2 is up again")
+
+
+def test_what_the_balancer_says_to_itself_about_a_dead_backend_is_no_lost_traffic(quiet_lab: Lab) -> None:
+    lab = quiet_lab
+    config = lab.config() + '[[service.backend]]\naddress = "10.0.0.99"\n'
+    daemon = lab.daemon(config.replace("timeout_s = 0.3", "timeout_s = 5"))
+
+    def told() -> bool:
+        said = lab.balancer.run("nstat", "-asz", "IcmpOutDestUnreachs").stdout
+        return not re.search(r"IcmpOutDestUnreachs +0 ", said)
+
+    wait_until(told, "nobody answers ARP for it, and the kernel says so", 20.0)
+    wait_until(lambda: not daemon.backends()["10.0.0.99"].up, "it is down")
+    assert daemon.status().reasons["no_flow"] == 0
+    assert sum(each.counters["packets"] for each in daemon.status().workers) == 0
+    daemon.stop()

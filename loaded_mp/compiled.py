@@ -65,7 +65,8 @@ def tell_of_late_compilation(say: Callable[[str], None]) -> None:
 
 
 def _cache_folder() -> Path | None:
-    """Where the machine code is kept: in the package or the user's cache; None if neither can be written.
+    """Where the machine code is kept: in the package, the cache of a systemd unit (systemd.exec(5)) or the
+    user's; None if none can be written.
 
     The name depends on all of the source: numba itself only notices a change in the file of the function,
     not in the functions that it calls.
@@ -76,7 +77,9 @@ def _cache_folder() -> Path | None:
         for file in sorted((package / name).glob("*.py")):
             source.update(file.read_bytes())
     name = f"compiled-{source.hexdigest()[:16]}"
-    for folder in (package / "__pycache__" / name, Path.home() / ".cache" / "loaded-mp" / name):
+    unit = os.environ.get("CACHE_DIRECTORY", "")
+    folders = [package / "__pycache__", *([Path(unit)] if unit else []), Path.home() / ".cache" / "loaded-mp"]
+    for folder in (each / name for each in folders):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:

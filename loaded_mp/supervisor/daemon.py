@@ -280,6 +280,8 @@ class Daemon:
             config = await load_bounded(self._load)
         except ConfigError as error:
             return _refused([str(mistake) for mistake in error.mistakes])
+        except OSError as error:
+            return _refused([f"no process to read the configuration with: {error.strerror}"])
         fixed = {key: getattr(self.config, key) for key in _FIXED}
         changed = [key for key in _FIXED if getattr(config, key) != fixed[key]]
         if changed:
@@ -306,6 +308,8 @@ class Daemon:
             await load_bounded(self._load)
         except ConfigError as error:
             return [str(mistake) for mistake in error.mistakes]
+        except OSError as error:
+            return [f"no process to read the configuration with: {error.strerror}"]
         assert self._children
         self.backends.note()
         handed = Inherited(

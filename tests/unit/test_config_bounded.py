@@ -41,25 +41,30 @@ def mistakes(load: Callable[[], object]) -> list[str]:
 def bounded(load: Callable[[], Config], timeout_s: float = 10.0) -> Config:
     """As the daemon would; nothing may be left of it."""
     before = os.listdir("/proc/self/fd")
+    others = children()
 
     async def run() -> Config:
         try:
             return await load_bounded(load, timeout_s)
         finally:
-            while _has_children():
-                await asyncio.sleep(0.01)
+            await reaped(others)
 
     config = asyncio.run(run())
     assert os.listdir("/proc/self/fd") == before
     return config
 
 
-def _has_children() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
+def children() -> set[str]:
+    return {
+        pid for each in Path("/proc/self/task").iterdir() for pid in (each / "children").read_text().split()
+    }
+
+
+async def reaped(before: set[str]) -> None:
+    """Wait until no child is left but those of earlier tests."""
+    async with asyncio.timeout(10):
+        while children() - before:
+            await asyncio.sleep(0.01)
 
 
 def hang() -> Config:
@@ -127,12 +132,12 @@ def test_what_hangs_is_given_up_and_the_loop_goes_on_meanwhile() -> None:
 
 def test_a_cancelled_load_leaves_nothing() -> None:
     async def run() -> None:
+        others = children()
         loading = asyncio.create_task(load_bounded(hang))
         await asyncio.sleep(0.1)
         loading.cancel()
         await asyncio.wait({loading})
-        while _has_children():
-            await asyncio.sleep(0.01)
+        await reaped(others)
 
     asyncio.run(run())
 

@@ -12,6 +12,7 @@ class Link:
 
     up: bool
     mtu: int  #: bytes
+    carrier: bool = True
 
 
 @dataclass(frozen=True)

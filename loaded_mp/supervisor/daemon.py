@@ -23,12 +23,13 @@ from loaded_mp.memory.shared import Stamp, memory_bytes, new_shared_memory
 from loaded_mp.metrics.server import serve_metrics
 from loaded_mp.network import setup
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.plan import plan
+from loaded_mp.plan import kept, plan
 from loaded_mp.services import TooLargeError, worker_count
 from loaded_mp.status import Status
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Children
+from loaded_mp.supervisor.drift import Drift
 from loaded_mp.supervisor.machine_code import load_machine_code, watch_for_late_compilation
 from loaded_mp.supervisor.orphans import end_orphans
 from loaded_mp.supervisor.publisher import Publisher
@@ -72,6 +73,7 @@ class Daemon:
         self.flows = Count(self.memory)
         self.sweeper = Sweeper(self.memory.table, Expire(self.memory), self.flows)
         self.accounting = Accounting()
+        self.drift = Drift()
         self.checks = Runner(self.backends.targets(), self._heard)
 
     async def run(self) -> None:
@@ -136,7 +138,9 @@ class Daemon:
         loop.add_signal_handler(signal.SIGCHLD, children.reap)
 
     def _set_up_network(self) -> None:
-        setup.change(plan(self.backends.services, setup.read_host()).changes)
+        host = setup.read_host()
+        setup.change(plan(self.backends.services, host).changes)
+        self.drift.wanted = kept(self.backends.services, host)
 
     async def _answer(
         self, stack: contextlib.AsyncExitStack, control: socket.socket, children: Children
@@ -158,6 +162,7 @@ class Daemon:
                     children.watch(),
                     self.sweeper.run(),
                     self.checks.run(),
+                    self.drift.run(),
                     self._publish_changes(),
                     self._reloads(),
                 )
@@ -244,9 +249,10 @@ class Daemon:
         await self.publisher.publish(self.backends.fill)
         if self._network_setup:
             # Rules that are put again count from 0: seen before and right after, nothing of it is lost.
-            self.accounting.read(before)
-            self._set_up_network()
-            self.accounting.read(self.backends.services)
+            async with self.drift.lock:
+                self.accounting.read(before)
+                self._set_up_network()
+                self.accounting.read(self.backends.services)
 
     async def _release_removed(self) -> None:
         removed = self.backends.removed()

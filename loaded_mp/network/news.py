@@ -5,8 +5,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,12 +15,15 @@ from loaded_mp.network.changes import AddChain, AddRoute, Change, SetSysctl
 #: linux/rtnetlink.h: links, addresses of both families, and what is told of net/*/conf (forwarding).
 _ROUTE_GROUPS = 1 << 0 | 1 << 4 | 1 << 8 | 1 << 23 | 1 << 24
 _ROUTES = (7, 11)
+#: The settings that are told.
+_TOLD = ("/ip_forward", "/forwarding")
 #: linux/netlink.h and linux/netfilter/nfnetlink.h: every change to nft's rules, also those of iptables-nft.
 _NETLINK_NETFILTER = 12
 _NFTABLES_GROUP = 1 << 6
 
 #: linux/netfilter_ipv4/ip_tables.h, and the same number for IPv6.
 _GET_INFO = 64
+_DOMAINS = {4: (socket.AF_INET, socket.IPPROTO_IP), 6: (socket.AF_INET6, socket.IPPROTO_IPV6)}
 _TABLE = struct.Struct("32s 13I")
 
 #: linux/socket.h and linux/netlink.h.
@@ -80,29 +82,38 @@ def glance(wanted: Sequence[Change]) -> tuple[object, ...]:
 
     Others than before mean that something has changed.
     """
-    settings = [sysctls.read(each.path) for each in wanted if isinstance(each, SetSysctl)]
-    tables = dict.fromkeys((each.family, each.table) for each in wanted if isinstance(each, AddChain))
-    legacy = {family: _legacy_tables(family) for family in {family for family, _ in tables}}
-    figures = [_figures(family, table) for family, table in tables if table in legacy[family]]
-    return (*settings, *figures)
+    settings = [
+        sysctls.read(each.path)
+        for each in wanted
+        if isinstance(each, SetSysctl) and not each.path.endswith(_TOLD)
+    ]
+    tables = {(each.family, each.table) for each in wanted if isinstance(each, AddChain)}
+    return (*settings, *(_figures(family, tables) for family in sorted({family for family, _ in tables})))
 
 
 def _legacy_tables(family: int) -> list[str]:
     """Those that exist: to ask for another one would make it."""
     try:
-        return Path(f"/proc/net/ip{'6' if family == 6 else ''}_tables_names").read_text().split()
+        with open(f"/proc/net/ip{'6' if family == 6 else ''}_tables_names", "rb", 0) as names:
+            return names.read().decode().split()
     except OSError:
         return []
 
 
-def _figures(family: int, table: str) -> bytes:
-    """Where a table's chains lie, its number of rules and its size. Raises OSError."""
-    domain, level = (
-        (socket.AF_INET, socket.IPPROTO_IP) if family == 4 else (socket.AF_INET6, socket.IPPROTO_IPV6)
-    )
+def _figures(family: int, tables: Collection[tuple[int, str]]) -> tuple[bytes, ...]:
+    """Of each table where its chains lie, its number of rules and its size. Raises OSError."""
+    there = [name for name in _legacy_tables(family) if (family, name) in tables]
+    if not there:
+        return ()
+    domain, level = _DOMAINS[family]
+    with socket.socket(domain, socket.SOCK_DGRAM) as any_socket:
+        return tuple(_info(any_socket.fileno(), level, name) for name in there)
+
+
+def _info(descriptor: int, level: int, table: str) -> bytes:
     info = ctypes.create_string_buffer(_TABLE.pack(table.encode(), *[0] * 13), _TABLE.size)
     length = ctypes.c_uint32(_TABLE.size)
-    with socket.socket(domain, socket.SOCK_DGRAM) as any_socket:
-        if _getsockopt(any_socket.fileno(), level, _GET_INFO, info, ctypes.byref(length)):
-            raise OSError(ctypes.get_errno(), f"{table}: {os.strerror(ctypes.get_errno())}")
+    if _getsockopt(descriptor, level, _GET_INFO, info, ctypes.byref(length)):
+        number = ctypes.get_errno()
+        raise OSError(number, f"iptables-legacy, table {table}: {os.strerror(number)}")
     return info.raw

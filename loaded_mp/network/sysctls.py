@@ -51,7 +51,9 @@ def holds(change: SetSysctl) -> bool:
 def read(path: str) -> str:
     """A setting's value; an empty string if there is none."""
     try:
-        return (_ROOT / path).read_text().strip()
+        # Without a buffer, as this is done twice a second.
+        with open(f"{_ROOT}/{path}", "rb", 0) as file:
+            return file.read().decode().strip()
     except OSError:
         return ""
 

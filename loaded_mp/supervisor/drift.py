@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from loaded_mp.log import event
 from loaded_mp.network import setup
-from loaded_mp.network.changes import Change
+from loaded_mp.network.announce import announce
+from loaded_mp.network.changes import AddAddress, Change
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.news import News, glance
 from loaded_mp.network.presence import Look, Presence
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 #: How often that is looked at of which nothing tells.
-_GLANCE_S = 0.5
+_GLANCE_S = 0.6
 #: Others make several changes in a row (a firewall that loads its rules): they are looked at together.
 _SETTLE_S = 0.05
 #: Between two looks, so that busy machines and fights take little of a core.
@@ -31,10 +32,12 @@ _RETRY_S = 5.0
 #: So many mends within that time are a fight with another program.
 FIGHT_MENDS = 10
 _FIGHT_S = 60.0
+#: When a VIP is announced after it has come to be here. keepalived: five times at once and after 5 s.
+_ANNOUNCED_AFTER_S = (0.0, 1.0, 5.0)
 
 
 class Drift:
-    """Watches over the changes that were made to this machine.
+    """Watches over the changes that were made to this machine, and announces VIPs that have come to be here.
 
     Whoever makes changes holds `lock` meanwhile, and then says which are wanted from now on.
     """
@@ -44,43 +47,53 @@ class Drift:
         self.lock = asyncio.Lock()
         self.mends = 0  #: how often something was put back
         self._clock = clock
-        self._told = asyncio.Event()
+        self._woken = asyncio.Event()
+        self._told = False  #: netlink has
         self._presence = Presence()
         self._away: frozenset[str] = frozenset()
         self._trouble = ""
         self._mends_s: deque[float] = deque(maxlen=FIGHT_MENDS)
         self._fighting = False
+        self._here: frozenset[AddAddress] = frozenset()
 
     async def run(self) -> None:
         """Put back what is missing, until cancelled."""
-        with News() as news:
-            while True:
-                news.clear(self.wanted)
-                async with self.lock:
-                    seen = glance(self.wanted)
-                    await self._mend()
-                await asyncio.sleep(_FIGHT_PAUSE_S if self._fighting else _PAUSE_S)
-                await self._wait(news, seen)
+        try:
+            with News() as news:
+                while True:
+                    news.clear(self.wanted)
+                    async with self.lock:
+                        seen = glance(self.wanted)
+                        await self._mend()
+                    await asyncio.sleep(_FIGHT_PAUSE_S if self._fighting else _PAUSE_S)
+                    await self._wait(news, seen)
+        finally:
+            self._here = frozenset()  # what is still to be announced is not
 
     async def _wait(self, news: News, seen: tuple[object, ...]) -> None:
         """Wait until something has changed since `seen`."""
         loop = asyncio.get_running_loop()
-        self._told.clear()
+        self._told = False
         for each in news.sockets:
-            loop.add_reader(each, self._told.set)
+            loop.add_reader(each, self._tell)
         due_s = self._clock() + _RETRY_S
         try:
-            while glance(self.wanted) == seen and not (self._trouble and self._clock() > due_s):
-                try:
-                    await asyncio.wait_for(self._told.wait(), _GLANCE_S)
-                    break
-                except TimeoutError:
-                    pass
+            while not (
+                self._told or (self._trouble and self._clock() > due_s) or glance(self.wanted) != seen
+            ):
+                self._woken.clear()
+                timer = loop.call_later(_GLANCE_S, self._woken.set)
+                await self._woken.wait()
+                timer.cancel()
         finally:
             # Until the next look it need not be heard again and again.
             for each in news.sockets:
                 loop.remove_reader(each)
         await asyncio.sleep(_SETTLE_S)
+
+    def _tell(self) -> None:
+        self._told = True
+        self._woken.set()
 
     async def _mend(self) -> None:
         """Look, and put back what is missing."""
@@ -89,9 +102,12 @@ class Drift:
             look = await _aside(lambda: self._presence.look(self.wanted))
             self._say_who_is_away(look)
             missing = ", ".join(look.lost.values())
+            self._here &= look.announceable
             if look.lost:
                 await _aside(lambda: setup.restore(look.lost))
                 self._mended(missing)
+                look = await _aside(lambda: self._presence.look(self.wanted))
+            self._announce(look.announceable)
             self._trouble = ""
         except NetworkError as error:
             if self._trouble != str(error):
@@ -129,6 +145,31 @@ class Drift:
                     missing=missing,
                     cause=f"another program has taken it away {FIGHT_MENDS} times within {_FIGHT_S:g} s",
                     effect="it is put back each time, and no longer said until it has stayed for that long",
+                )
+            )
+
+    def _announce(self, here: frozenset[AddAddress]) -> None:
+        """Announce those that were not here before, now and again."""
+        new = here - self._here
+        self._here = here
+        for change in new:
+            log.info(event("vip-announced", vip=change.address.ip, interface=change.link))
+            for delay_s in _ANNOUNCED_AFTER_S:
+                asyncio.get_running_loop().call_later(delay_s, self._announce_once, change)
+
+    def _announce_once(self, change: AddAddress) -> None:
+        if change not in self._here:
+            return
+        try:
+            announce(change.link, change.address.ip)
+        except OSError as error:
+            log.warning(
+                event(
+                    "vip-not-announced",
+                    vip=change.address.ip,
+                    interface=change.link,
+                    cause=error.strerror,
+                    effect="neighbours may send to the machine that had it before",
                 )
             )
 

@@ -136,7 +136,12 @@ def _read(
         name = link.get_attr("IFLA_IFNAME")
         names[link["index"]] = name
         flags = link["flags"]
-        links[name] = Link(bool(flags & _IFF_UP), link.get_attr("IFLA_MTU"), bool(flags & _IFF_LOWER_UP))
+        links[name] = Link(
+            bool(flags & _IFF_UP),
+            link.get_attr("IFLA_MTU"),
+            bool(flags & _IFF_LOWER_UP),
+            link.get_attr("IFLA_CARRIER_CHANGES") or 0,
+        )
     addresses = tuple(
         (
             names[each["index"]],

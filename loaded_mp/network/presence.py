@@ -14,7 +14,8 @@ class Look:
 
     lost: Mapping[Change, str]  #: what no longer holds, in the order in which it is made, and what is missing
     away: frozenset[str]  #: interfaces that are not there, or down: what lies on them cannot be put back
-    announceable: frozenset[AddAddress]  #: VIPs that are there, on an interface with a carrier
+    #: VIPs that are there, on an interface with a carrier, and how often that has come or gone.
+    announceable: frozenset[tuple[AddAddress, int]]
 
 
 class Presence:
@@ -54,12 +55,16 @@ class Presence:
                 lost[each] = each.thing
         chains = {each.command for each in wanted if isinstance(each, AddChain)}
         self._written = {command: lines for command, lines in self._written.items() if command in chains}
-        vips = frozenset(
-            each
+        announceable = frozenset(
+            (each, found[each.link].carrier_changes)
             for each in wanted
-            if isinstance(each, AddAddress) and each.vip and each.link not in away and each not in lost
+            if isinstance(each, AddAddress)
+            and each.vip
+            and each.link not in away
+            and each not in lost
+            and found[each.link].carrier
         )
-        return Look(lost, away, frozenset(each for each in vips if found[each.link].carrier))
+        return Look(lost, away, announceable)
 
     def _missing(self, chain: AddChain, lines: Sequence[str]) -> str:
         """What of a chain is missing; an empty string if it is as we made it.

@@ -54,7 +54,7 @@ class Drift:
         self._trouble = ""
         self._mends_s: deque[float] = deque(maxlen=FIGHT_MENDS)
         self._fighting = False
-        self._here: frozenset[AddAddress] = frozenset()
+        self._here: frozenset[tuple[AddAddress, int]] = frozenset()
 
     async def run(self) -> None:
         """Put back what is missing, until cancelled."""
@@ -148,17 +148,20 @@ class Drift:
                 )
             )
 
-    def _announce(self, here: frozenset[AddAddress]) -> None:
-        """Announce those that were not here before, now and again."""
+    def _announce(self, here: frozenset[tuple[AddAddress, int]]) -> None:
+        """Announce those that were not here before, or not with this carrier, now and again."""
+        loop = asyncio.get_running_loop()
         new = here - self._here
         self._here = here
-        for change in new:
+        for place in new:
+            change, _ = place
             log.info(event("vip-announced", vip=change.address.ip, interface=change.link))
             for delay_s in _ANNOUNCED_AFTER_S:
-                asyncio.get_running_loop().call_later(delay_s, self._announce_once, change)
+                loop.call_later(delay_s, self._announce_once, place)
 
-    def _announce_once(self, change: AddAddress) -> None:
-        if change not in self._here:
+    def _announce_once(self, place: tuple[AddAddress, int]) -> None:
+        change, _ = place
+        if place not in self._here:
             return
         try:
             announce(change.link, change.address.ip)

@@ -187,32 +187,28 @@ def test_rules_are_put_back_while_an_interface_is_away(lab: Lab, daemon: Daemon,
     assert "event=drift-stays" not in mended(lab, daemon, variant, harm)
 
 
-@pytest.mark.parametrize("variant", ["nft"], indirect=True)
-def test_a_vip_that_has_come_to_be_here_is_announced(lab: Lab, variant: str) -> None:
+def test_a_vip_that_has_come_to_be_here_is_announced() -> None:
     from scapy.all import ARP, ICMPv6ND_NA, rdpcap  # noqa: PLC0415
 
     def announced() -> tuple[int, int]:
         packets = rdpcap(str(path))
+        advertisements = [each[ICMPv6ND_NA] for each in packets if ICMPv6ND_NA in each]
         return (
             sum(each[ARP].psrc == each[ARP].pdst == VIP4 for each in packets if ARP in each),
-            sum(
-                each[ICMPv6ND_NA].tgt == VIP6 and each[ICMPv6ND_NA].O
-                for each in packets
-                if ICMPv6ND_NA in each
-            ),
+            sum(each.tgt == VIP6 and each.O for each in advertisements),
         )
 
-    with lab.capture(lab.client, "eth0", "arp or icmp6") as path:
+    with Lab(Options(sources=1)) as lab, lab.capture(lab.client, "eth0", "arp or icmp6") as path:
         daemon = lab.daemon(lab.config(workers=1))
-        try:
-            wait_until(lambda: announced() == (3, 3), "three announcements after the start")
-            lab.balancer.ip(f"address delete {VIP4}/32 dev public")
-            wait_until(lambda: announced() == (6, 3), "three announcements of the VIP that was put back")
-            lab.client.ip("link set eth0 down", "link set eth0 up")
-            lost_carrier = daemon.log.count("event=vip-announced")
-            assert lost_carrier == 3
-        finally:
-            daemon.stop()
+        wait_until(lambda: announced() == (3, 3), "three announcements after the start")
+        lab.balancer.ip(f"address delete {VIP4}/32 dev public")
+        wait_until(lambda: announced() == (6, 3), "three announcements of the VIP that was put back")
+        lab.client.ip("link set eth0 down", "link set eth0 up")
+        # tcpdump ends with its interface; that frames are sent is shown above.
+        wait_until(
+            lambda: daemon.log.count("event=vip-announced") == 5, "both once more with the new carrier"
+        )
+        daemon.stop()
 
 
 #: Another watch beside the daemon's, by itself, so that its share of a core can be told.

@@ -109,7 +109,7 @@ class Drift:
                 look = await _aside(lambda: self._presence.look(self.wanted))
             self._announce(look.announceable)
             self._trouble = ""
-        except NetworkError as error:
+        except (NetworkError, OSError, RuntimeError) as error:  # no process or no thread to be had
             if self._trouble != str(error):
                 self._trouble = str(error)
                 log.error(event("drift-stays", missing=missing, cause=self._trouble, again_in_s=_RETRY_S))

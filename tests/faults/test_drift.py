@@ -92,6 +92,22 @@ def test_flushed_rules(lab: Lab, daemon: Daemon, variant: str) -> None:
     assert "rules of LOADED-PREROUTING in iptables" in mended(lab, daemon, variant, flush)
 
 
+def test_everything_flushed_in_conntrack_mode(lab: Lab, variant: str) -> None:
+    daemon = lab.daemon(lab.config(workers=1, service='forwarding = "conntrack"'))
+
+    def flush() -> None:
+        for tool in ("iptables", "ip6tables"):
+            for table in ("nat", "security", "mangle", "raw"):
+                lab.balancer.run(f"{tool}-{variant}", "-t", table, "-F")
+                lab.balancer.run(f"{tool}-{variant}", "-t", table, "-X")
+
+    try:
+        mended(lab, daemon, variant, flush)
+    finally:
+        daemon.stop()
+    assert "event=drift-stays" not in daemon.log
+
+
 def test_a_jump_that_was_deleted(lab: Lab, daemon: Daemon, variant: str) -> None:
     words = (f"ip6tables-{variant}", "-t", "mangle", "-D", "POSTROUTING", "-j", "LOADED-POSTROUTING")
     said = mended(lab, daemon, variant, lambda: lab.balancer.run(*words))
@@ -115,6 +131,16 @@ def test_nft_flush_ruleset(lab: Lab, daemon: Daemon, variant: str) -> None:
 def test_forwarding_switched_off(lab: Lab, daemon: Daemon, variant: str, setting: str) -> None:
     said = mended(lab, daemon, variant, lambda: lab.balancer.sysctl(setting, 0))
     assert setting.replace("/", ".") + "=1" in said
+
+
+def test_what_was_as_needed_before_the_start_is_watched_too_and_left_as_it_was() -> None:
+    with Lab(Options(sources=1, gateway=True)) as lab:
+        daemon = lab.daemon(lab.config(workers=1))
+        mended(lab, daemon, "nft", lambda: lab.balancer.sysctl("net/ipv4/ip_forward", 0))
+        lab.balancer.ip("address delete 10.0.0.254/24 dev private")
+        daemon.stop()
+        assert "10.0.0.254" not in " ".join(addresses(lab))  # an address of others: theirs to take away
+        assert lab.balancer.run("sysctl", "-n", "net.ipv4.ip_forward").stdout.strip() == "1"
 
 
 @pytest.mark.parametrize("variant", ["nft"], indirect=True)

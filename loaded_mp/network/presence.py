@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 from loaded_mp.network import iptables, links, sysctls
 from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
@@ -51,6 +52,8 @@ class Presence:
                     holds = (each.link, each.address) in addresses
                 case AddRoute():
                     holds = each.network in routes
+                case _:
+                    assert_never(each)
             if not holds:
                 lost[each] = each.thing
         chains = {each.command for each in wanted if isinstance(each, AddChain)}

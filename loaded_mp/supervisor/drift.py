@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 #: How often that is looked at of which nothing tells.
-_GLANCE_S = 0.6
+_GLANCE_S = 0.75
 #: Others make several changes in a row (a firewall that loads its rules): they are looked at together.
 _SETTLE_S = 0.05
 #: Between two looks, so that busy machines and fights take little of a core.
@@ -89,7 +89,8 @@ class Drift:
             # Until the next look it need not be heard again and again.
             for each in news.sockets:
                 loop.remove_reader(each)
-        await asyncio.sleep(_SETTLE_S)
+        if self._told:
+            await asyncio.sleep(_SETTLE_S)
 
     def _tell(self) -> None:
         self._told = True

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 #: How often that is looked at of which nothing tells.
 _GLANCE_S = 0.75
 #: Others make several changes in a row (a firewall that loads its rules): they are looked at together.
-_SETTLE_S = 0.05
+_SETTLE_S = 0.1
 #: Between two looks, so that busy machines and fights take little of a core.
 _PAUSE_S = 0.2
 _FIGHT_PAUSE_S = 1.0

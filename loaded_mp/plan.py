@@ -8,7 +8,7 @@ routing, so that the filter sees clients and backends on the interfaces on which
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from loaded_mp.config.model import OPEN, Config
@@ -69,6 +69,18 @@ def plan(services: Services, host: Host) -> Plan:
         *(address for address in addresses if address.vip),
     ]
     return Plan(tuple(changes), tuple(_notes(services, host)))
+
+
+def kept(services: Services, host: Host) -> tuple[Change, ...]:
+    """What is put back when others undo it: the changes, and settings that were as they have to be already.
+
+    An address that was there is none of these: who put it there may take it away, and to another machine.
+    """
+    changes = plan(services, host).changes
+    made = {change.command for change in changes}
+    unset = replace(host, sysctls=dict.fromkeys(host.sysctls, ""))
+    others = (change for change in plan(services, unset).changes if isinstance(change, SetSysctl))
+    return (*changes, *(change for change in others if change.command not in made))
 
 
 def _backend_networks(services: Services, family: Family) -> tuple[Network, ...]:

@@ -78,4 +78,5 @@ class Status(_Model):
     services: tuple[ServiceStatus, ...]
     workers: tuple[WorkerStatus, ...]
     flow_table: FlowTableStatus
+    drifts_mended: int  #: how often something that others took away of the network set-up was put back
     reasons: dict[str, int]  #: packets by Reason name in lower case, without ok

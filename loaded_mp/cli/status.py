@@ -48,6 +48,10 @@ def show(console: Console, now: Status) -> None:
     alarming = {name: count for name, count in now.reasons.items() if name not in expected}
     if faults := _listed(alarming | {"unsent_verdicts": unsent}):
         console.print(f"must be zero: {faults}", style="bold red")
+    if now.drifts_mended:
+        console.print(
+            f"network set-up: put back {now.drifts_mended:,} times; the log says what", style="yellow"
+        )
     console.print(f"loaded-mp {now.version}, up {now.uptime_s:,.0f} s, generation {now.generation}")
 
 

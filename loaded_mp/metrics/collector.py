@@ -30,6 +30,11 @@ class StatusCollector(Collector):
         yield GaugeMetricFamily(
             "loaded_mp_snapshot_generation", "Number of the snapshot that workers read.", status.generation
         )
+        yield CounterMetricFamily(
+            "loaded_mp_drifts_mended",
+            "Times that something others took away of the network set-up was put back.",
+            status.drifts_mended,
+        )
         backends = [
             ([service.name, backend.name, backend.address], backend)
             for service in status.services

@@ -28,6 +28,11 @@ class _Change(BaseModel):
         raise NotImplementedError
 
     @property
+    def thing(self) -> str:
+        """What is there once it is made, in a few words."""
+        raise NotImplementedError
+
+    @property
     def place(self) -> tuple[object, ...]:
         """Of two changes in one place the later one takes the other's, which need not be taken back."""
         return (self.command,)
@@ -46,6 +51,10 @@ class SetLinkUp(_Change):
     @property
     def command(self) -> str:
         return f"ip link set dev {self.link} up"
+
+    @property
+    def thing(self) -> str:
+        return f"{self.link} up"
 
     def before(self, host: Host) -> Host:
         if self.link not in host.links:
@@ -86,6 +95,10 @@ class AddAddress(_Change):
             words.append("preferred_lft 0")
         return " ".join(words)
 
+    @property
+    def thing(self) -> str:
+        return f"address {self.address} on {self.link}"
+
     def before(self, host: Host) -> Host:
         there = (self.link, self.address)
         return replace(host, addresses=tuple(each for each in host.addresses if each != there))
@@ -101,6 +114,10 @@ class AddRoute(_Change):
     @property
     def command(self) -> str:
         return f"ip route add {self.network} dev {self.link}"
+
+    @property
+    def thing(self) -> str:
+        return f"route {self.network} over {self.link}"
 
     def before(self, host: Host) -> Host:
         return replace(host, routes=tuple(each for each in host.routes if each != self.network))
@@ -119,8 +136,12 @@ class SetSysctl(_Change):
 
     @property
     def command(self) -> str:
+        return f"sysctl -w {self.thing}"
+
+    @property
+    def thing(self) -> str:
         # sysctl(8) writes a dot in a name as a slash.
-        return f"sysctl -w {self.path.translate({ord('/'): '.', ord('.'): '/'})}={self.value}"
+        return f"{self.path.translate({ord('/'): '.', ord('.'): '/'})}={self.value}"
 
     def before(self, host: Host) -> Host:
         if self.previous is None:
@@ -165,6 +186,10 @@ class AddChain(_Change):
     @property
     def command(self) -> str:
         return f"{self.tool}-restore --noflush <<END\n{self.text(jump=True)}END"
+
+    @property
+    def thing(self) -> str:
+        return f"{self.name} in {self.tool} {self.table}"
 
 
 Change = Annotated[SetLinkUp | AddAddress | AddRoute | SetSysctl | AddChain, Field(discriminator="kind")]

@@ -12,6 +12,8 @@ class Link:
 
     up: bool
     mtu: int  #: bytes
+    carrier: bool = True
+    carrier_changes: int = 0  #: how often it has come or gone
 
 
 @dataclass(frozen=True)

@@ -43,16 +43,24 @@ def undo(change: AddChain) -> None:
 
 def saved(family: Literal[4, 6], table: str) -> str:
     """What iptables-save says of a table, with counters. Raises NetworkError."""
-    command = command_name("iptables" if family == 4 else "ip6tables", variant(), "-save")
-    done = _call([command, "-c", "-t", table])
-    if done.returncode:
-        raise NetworkError(f"{command}: {' '.join(done.stderr.split())}")
-    return done.stdout
+    return _saved(command_name("iptables" if family == 4 else "ip6tables", variant()), "-c", "-t", table)
+
+
+def rules(tool: str, table: str) -> list[str]:
+    """The rules of a table, each as iptables-save writes it: `-A CHAIN ...`. Raises NetworkError."""
+    return [line for line in _saved(tool, "-t", table).splitlines() if line.startswith("-A ")]
 
 
 def command_name(tool: str, variant: str, suffix: str = "") -> str:
     """The command of a variant: "nft", "legacy", or "" for what the host has chosen."""
     return tool + (f"-{variant}" if variant else "") + suffix
+
+
+def _saved(tool: str, *options: str) -> str:
+    done = _call([f"{tool}-save", *options])
+    if done.returncode:
+        raise NetworkError(f"{tool}-save: {' '.join(done.stderr.split())}")
+    return done.stdout
 
 
 def _restore(change: AddChain, text: str) -> None:

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_interface, ip_network
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 
 #: linux/if.h, linux/if_addr.h and linux/rtnetlink.h.
 _IFF_UP = 0x1
+_IFF_LOWER_UP = 0x10000
 _IFA_F_NODAD = 0x02
 _RT_TABLE_MAIN = 254
 _RTPROT_KERNEL = 2
@@ -32,9 +34,18 @@ _FOREVER = 0xFFFFFFFF
 _GONE = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
 
 
-def read_links() -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tuple[Network, ...]]:
-    """Interfaces, their addresses, and the networks of the main table that addresses do not bring."""
-    return _ask(_read)
+def read_links(
+    with_routes: bool = True,
+) -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tuple[Network, ...]]:
+    """Interfaces, their addresses, and the networks of the main table that addresses do not bring.
+
+    A router may have a million routes; whoever needs none does without. Raises NetworkError if the kernel
+    does not say.
+    """
+    try:
+        return _ask(partial(_read, with_routes=with_routes))
+    except NetlinkError as error:
+        raise NetworkError(f"interfaces and addresses cannot be read: {error.args[-1]}") from error
 
 
 def set_up(change: SetLinkUp) -> None:
@@ -116,13 +127,21 @@ def _ask(work: Callable[[Any], Result]) -> Result:
         return pool.submit(with_socket).result()
 
 
-def _read(ip: Any) -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tuple[Network, ...]]:
+def _read(
+    ip: Any, with_routes: bool
+) -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tuple[Network, ...]]:
     names = {}
     links = {}
     for link in ip.get_links():
         name = link.get_attr("IFLA_IFNAME")
         names[link["index"]] = name
-        links[name] = Link(bool(link["flags"] & _IFF_UP), link.get_attr("IFLA_MTU"))
+        flags = link["flags"]
+        links[name] = Link(
+            bool(flags & _IFF_UP),
+            link.get_attr("IFLA_MTU"),
+            bool(flags & _IFF_LOWER_UP),
+            link.get_attr("IFLA_CARRIER_CHANGES") or 0,
+        )
     addresses = tuple(
         (
             names[each["index"]],
@@ -133,7 +152,7 @@ def _read(ip: Any) -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], 
     )
     routes = tuple(
         ip_network(f"{each.get_attr('RTA_DST')}/{each['dst_len']}")
-        for each in ip.get_routes(table=_RT_TABLE_MAIN)
+        for each in (ip.get_routes(table=_RT_TABLE_MAIN) if with_routes else ())
         if each["type"] == _RTN_UNICAST and each["proto"] != _RTPROT_KERNEL and each.get_attr("RTA_DST")
     )
     return links, addresses, routes

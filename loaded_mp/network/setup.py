@@ -66,6 +66,21 @@ def take_down() -> None:
         _reach(record, ())
 
 
+def restore(lost: Iterable[Change]) -> None:
+    """Make changes again that others have undone, in this order; the record stays as it is.
+
+    Raises NetworkError if some cannot be made; the others are.
+    """
+    failures = []
+    for each in lost:
+        try:
+            _apply(each)
+        except NetworkError as error:
+            failures.append(str(error))
+    if failures:
+        raise NetworkError("; ".join(failures))
+
+
 def left_over() -> bool:
     """Whether changes are on record for this network namespace. Raises NetworkError."""
     return read_record() is not None

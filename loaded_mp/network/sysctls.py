@@ -1,6 +1,7 @@
 """Settings below /proc/sys of the current network namespace."""
 
 import logging
+import os
 from glob import glob
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def apply(change: SetSysctl) -> None:
         if change.needed:
             raise
         log.warning(event("setting-left", cause=str(error)))
+
+
+def holds(change: SetSysctl) -> bool:
+    """Whether the setting is as wanted, or cannot be: it is gone, or may not be written and is not needed."""
+    path = _ROOT / change.path
+    return read(change.path) in (change.value, "") or not (change.needed or os.access(path, os.W_OK))
+
+
+def read(path: str) -> str:
+    """A setting's value; an empty string if there is none."""
+    try:
+        # Without a buffer, as this is done twice a second.
+        with open(f"{_ROOT}/{path}", "rb", 0) as file:
+            return file.read().decode().strip()
+    except OSError:
+        return ""
 
 
 def undo(change: SetSysctl) -> None:

@@ -25,12 +25,13 @@ from loaded_mp.memory.snapshot import Ending
 from loaded_mp.metrics.server import serve_metrics
 from loaded_mp.network import setup
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.plan import plan
+from loaded_mp.plan import kept, plan
 from loaded_mp.services import TooLargeError, worker_count
 from loaded_mp.status import Status
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Children
+from loaded_mp.supervisor.drift import Drift
 from loaded_mp.supervisor.handover import (
     Inherited,
     adopt,
@@ -97,6 +98,7 @@ class Daemon:
         self.backends = Backends(self.memory, config, self._adopted)
         self.flows = Count(self.memory)
         self.sweeper = Sweeper(self.memory.table, Expire(self.memory), self.flows)
+        self.drift = Drift()
         self.checks = Runner(self.backends.targets(), self._heard)
 
     async def run(self) -> None:
@@ -192,16 +194,18 @@ class Daemon:
         loop.add_signal_handler(signal.SIGCHLD, children.reap)
 
     def _set_up_network(self) -> None:
-        changes = plan(self.backends.services, setup.read_host()).changes
+        host = setup.read_host()
+        changes = plan(self.backends.services, host).changes
         if not (self._adopted and setup.stands(changes)):
             setup.change(changes)
+        self.drift.wanted = kept(self.backends.services, host)
 
     async def _answer(
         self, stack: contextlib.AsyncExitStack, control: socket.socket, children: Children
     ) -> None:
         """Answer commands and scrapes as long as the stack lasts."""
         self._report = Report(
-            self.memory, self.backends, children, self.flows, self.publisher, self.accounting
+            self.memory, self.backends, children, self.flows, self.publisher, self.accounting, self.drift
         )
         await stack.enter_async_context(serve_control(control, Commands(self)))
         if self.config.metrics_listen:
@@ -216,6 +220,7 @@ class Daemon:
                     children.watch(),
                     self.sweeper.run(),
                     self.checks.run(),
+                    self.drift.run(),
                     self._publish_changes(),
                     self._reloads(),
                 )
@@ -326,13 +331,17 @@ class Daemon:
         before = self.backends.services
         self.backends.configure(config)
         try:
-            changes = plan(self.backends.services, setup.read_host()).changes if self._network_setup else ()
+            if self._network_setup:
+                host = setup.read_host()
+                changes = plan(self.backends.services, host).changes
             await self.publisher.publish(self.backends.fill)
             if self._network_setup:
                 # Rules that are put again count from 0: seen before and right after, nothing of it is lost.
-                self.accounting.read(before)
-                setup.change(changes)
-                self.accounting.read(self.backends.services)
+                async with self.drift.lock:
+                    self.accounting.read(before)
+                    setup.change(changes)
+                    self.drift.wanted = kept(self.backends.services, host)
+                    self.accounting.read(self.backends.services)
         except NetworkError:
             self.backends.configure(before.config)
             await self.publisher.publish(self.backends.fill)

@@ -19,6 +19,7 @@ from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Stat
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Child, Children
+from loaded_mp.supervisor.drift import Drift
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.sweep import Count
 
@@ -33,6 +34,7 @@ class Report:
     flows: Count
     publisher: Publisher
     accounting: Accounting
+    drift: Drift
     started_s: float = field(default_factory=time.monotonic)
 
     def status(self) -> Status:
@@ -56,6 +58,7 @@ class Report:
                 memory_bytes=memory_bytes(services.config.flows, len(self.children.children)),
                 counters=_counts(FlowTableCounter, self.memory.flow_table.sum(axis=0)),
             ),
+            drifts_mended=self.drift.mends,
             reasons=reasons,
         )
 

@@ -10,6 +10,7 @@ from loaded_mp.status import Status
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Children
+from loaded_mp.supervisor.drift import Drift
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.report import Report
 from loaded_mp.supervisor.sweep import Count
@@ -21,7 +22,7 @@ def status() -> Status:
     memory = new_shared_memory(1_024, 1)
     children = Children([Place(0, 0, 0, 0, None, "nobody")], lambda *_: None, lambda _: 0.0)
     backends, flows = Backends(memory, config), Count(memory)
-    return Report(memory, backends, children, flows, Publisher(memory, list), Accounting()).status()
+    return Report(memory, backends, children, flows, Publisher(memory, list), Accounting(), Drift()).status()
 
 
 def names(counters: type[Counter]) -> list[str]:

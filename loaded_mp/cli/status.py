@@ -49,9 +49,8 @@ def show(console: Console, now: Status) -> None:
     if faults := _listed(alarming | {"unsent_verdicts": unsent}):
         console.print(f"must be zero: {faults}", style="bold red")
     if now.drifts_mended:
-        console.print(
-            f"network set-up: put back {now.drifts_mended:,} times; the log says what", style="yellow"
-        )
+        times = f"{now.drifts_mended:,} times"
+        console.print(f"network set-up: put back {times}; the log says what", style="yellow")
     console.print(f"loaded-mp {now.version}, up {now.uptime_s:,.0f} s, generation {now.generation}")
 
 

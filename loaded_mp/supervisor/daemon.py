@@ -205,7 +205,13 @@ class Daemon:
     ) -> None:
         """Answer commands and scrapes as long as the stack lasts."""
         self._report = Report(
-            self.memory, self.backends, children, self.flows, self.publisher, self.accounting, self.drift
+            self.memory,
+            self.backends,
+            children,
+            self.flows,
+            self.publisher,
+            self.accounting,
+            self.drift,
         )
         await stack.enter_async_context(serve_control(control, Commands(self)))
         if self.config.metrics_listen:

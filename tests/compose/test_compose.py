@@ -70,6 +70,7 @@ STATUS = Status(
         memory_bytes=0,
         counters={each.name.lower(): 0 for each in FlowTableCounter},
     ),
+    drifts_mended=0,
     reasons={"cut": 0},
 )
 

@@ -60,6 +60,7 @@ STATUS = Status(
     flow_table=FlowTableStatus(
         capacity=1000, used=16, memory_bytes=4096, counters=counted(FlowTableCounter, 3000)
     ),
+    drifts_mended=0,
     reasons={reason.name.lower(): int(reason) for reason in Reason if reason is not Reason.OK},
 )
 

@@ -11,6 +11,6 @@ TIMEOUT_S = 10.0
 ALLOWED_USER = 0
 
 
-def control_path() -> Path:
-    """The control socket of the current network namespace, named by its inode as the record of changes is."""
-    return DIRECTORY / f"{os.stat('/proc/self/ns/net').st_ino}.socket"
+def control_path(namespace: str = "/proc/self/ns/net") -> Path:
+    """The control socket of a network namespace, named by its inode as the record of changes is."""
+    return DIRECTORY / f"{os.stat(namespace).st_ino}.socket"

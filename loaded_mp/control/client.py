@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from loaded_mp.control.address import ALLOWED_USER, TIMEOUT_S, control_path
+from loaded_mp.status import Status
 
 Answer = TypeVar("Answer")
 _ONLY_ROOT = "only root may talk to the daemon; use sudo"
@@ -22,15 +23,24 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(str(control_path()))
+        self.sock.connect(self.host)
 
 
-def ask(command: str, answer_type: type[Answer], **arguments: object) -> Answer:
+def ask(command: str, answer_type: type[Answer], /, **arguments: object) -> Answer:
     """What the daemon of this network namespace answers to a command of control/commands.py.
 
     Raises ControlError.
     """
-    body = _post(f"/{command}", to_json(arguments))
+    return _understood(_post(f"/{command}", to_json(arguments)), answer_type)
+
+
+def status_of(namespace: str) -> Status:
+    """What the daemon of the network namespace at a path says of itself. Raises ControlError."""
+    return _understood(_post("/status", b"", namespace), Status)
+
+
+def _understood(body: bytes, answer_type: type[Answer]) -> Answer:
+    """The answer that a body holds. Raises ControlError."""
     try:
         return TypeAdapter(answer_type).validate_json(body)
     except ValidationError:
@@ -39,8 +49,8 @@ def ask(command: str, answer_type: type[Answer], **arguments: object) -> Answer:
         ) from None
 
 
-def _post(path: str, body: bytes) -> bytes:
-    connection = _Connection("loaded-mp")
+def _post(path: str, body: bytes, namespace: str = "/proc/self/ns/net") -> bytes:
+    connection = _Connection(str(control_path(namespace)))
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from loaded_mp.control.client import ControlError, status_of
 from loaded_mp.lab.namespace import Namespace
 from loaded_mp.lab.wait import wait_until
 from loaded_mp.status import BackendStatus, Status
@@ -39,8 +40,14 @@ class Daemon:
         return self
 
     def status(self) -> Status:
-        """What `loaded-mp status --json` says."""
-        return Status.model_validate_json(self._namespace.run(loaded_mp(), "status", "--json").stdout)
+        """What it says of itself; asked from here, as a process for each question takes its time.
+
+        Raises RuntimeError if it does not answer.
+        """
+        try:
+            return status_of(f"/run/netns/{self._namespace.name}")
+        except ControlError as error:
+            raise RuntimeError(f"{error}\n{self.log}") from error
 
     def backends(self) -> dict[str, BackendStatus]:
         """The status of each backend by its address."""

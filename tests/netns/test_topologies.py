@@ -188,7 +188,7 @@ def test_stop_start_and_crash_leave_the_host_as_it_was() -> None:
         # Its workers serve on, with the last snapshot.
         assert served(lab, VIP4) == ALL
         successor = lab.daemon(lab.config())
-        assert "event=orphans-ended workers=4" in successor.log
+        assert "event=handed-over workers=4" in successor.log
         assert served(lab, VIP6) == ALL
 
         os.kill(successor.process.pid, signal.SIGKILL)

@@ -47,7 +47,7 @@ class MoreCommands(Commands):
 def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A daemon may run on this machine."""
     path = tmp_path / "run" / "control.socket"
-    monkeypatch.setattr(client, "control_path", lambda: path)
+    monkeypatch.setattr(client, "control_path", lambda namespace: path)
     monkeypatch.setattr(server, "control_path", lambda: path)
     return path
 

@@ -198,6 +198,13 @@ def failing_fork() -> int:
     raise OSError(errno.EAGAIN, "again")
 
 
+def ignores_sigterm(pid: int) -> bool:
+    ignored = next(
+        line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn:")
+    )
+    return bool(int(ignored.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def test_stop_is_bounded(world: World, caplog: pytest.LogCaptureFixture) -> None:
     def stubborn(_place: Place, _replacing: bool) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -207,6 +214,7 @@ def test_stop_is_bounded(world: World, caplog: pytest.LogCaptureFixture) -> None
 
     async def stop() -> None:
         await made.children.start()
+        wait_until(lambda: ignores_sigterm(made.pids[0]), "it ignores SIGTERM")
         stopping = asyncio.create_task(made.children.stop())
         await asyncio.sleep(0.05)
         assert not stopping.done()

@@ -92,6 +92,8 @@ class Daemon:
         self._adopted = adopt(handed, config) if handed else None
         if self._adopted:
             self.memory, self._memory_descriptor = self._adopted.memory, self._adopted.descriptor
+            # The one before may have been killed while it said goodbye.
+            self.memory.ending[0] = Ending.NOT
         else:
             self.memory, self._memory_descriptor = fresh_memory(config.flows, worker_count(config))
         self.publisher = Publisher(self.memory, self._running)
@@ -119,9 +121,11 @@ class Daemon:
             if not self._adopted:
                 _clear_up(handed)
             queues = self._open_queues(stack)
-            with contextlib.suppress(TimeoutError):  # one that hangs is ended below
+            try:
                 async with asyncio.timeout(_STAMP_TIMEOUT_S):
                     await self.publisher.publish(self.backends.fill)
+            except TimeoutError:  # an old worker hangs: it is ended below, and then this is made up for
+                self._changed.set()
             self.backends.note()
             self._load_machine_code()
             children = await self._start_workers(stack, queues)

@@ -65,10 +65,7 @@ class Notes(BaseModel):
 
 
 def inherited() -> Inherited | None:
-    """What this process was handed on, or what workers without a supervisor still hold; None: nothing.
-
-    To be called once, by the only supervisor of the network namespace for what is taken out of workers.
-    """
+    """What this process was handed on through exec; None: nothing. To be called once."""
     if text := os.environ.pop(_VARIABLE, ""):
         handed = Inherited.model_validate_json(text)
         for descriptor in _descriptors(handed):

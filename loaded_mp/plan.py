@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from loaded_mp.config.model import OPEN, Config
-from loaded_mp.fields import Address, Listener, Network
+from loaded_mp.fields import Address, Interface, Listener, Network
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Chain, Side
 from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Host
-from loaded_mp.network.rules import LONGEST_PACKET, NO_REDIRECTS, masquerade, queue_target
+from loaded_mp.network.rules import LONGEST_PACKET, NO_REDIRECTS, hairpin, masquerade, queue_target
 from loaded_mp.services import Family, Part, Services
 
 _IP_FORWARD = "net/ipv4/ip_forward"
@@ -61,7 +61,7 @@ def plan(services: Services, host: Host) -> Plan:
             )
     addresses = _addresses(config, host)
     changes: list[Change] = [
-        *_links(config, host),
+        *_interfaces_up(config, host),
         *_sysctls(services, host),
         *(address for address in addresses if not address.vip),
         *_routes(services, host, addresses),
@@ -103,7 +103,7 @@ def _interfaces(config: Config) -> list[str]:
     return list(dict.fromkeys(name for name in named if name))
 
 
-def _links(config: Config, host: Host) -> list[SetLinkUp]:
+def _interfaces_up(config: Config, host: Host) -> list[SetLinkUp]:
     return [
         SetLinkUp(link=name, why="the interface is down")
         for name in _interfaces(config)
@@ -250,6 +250,11 @@ def _wanted_chains(services: Services, host: Host, family: Family) -> Iterator[C
         rules = tuple(masquerade(_backend_networks(services, family)))
         why = "what backends start themselves leaves under this host's address"
         yield Chain("nat", "POSTROUTING", "LOADED-NAT", rules, why)
+    if parts := services.of_family(family):
+        rules = tuple(hairpin(_links(services, host, family), _vips(parts)))
+        yield Chain(
+            "nat", "POSTROUTING", "LOADED-HAIRPIN", rules, "clients that backends would answer directly"
+        )
     found = [
         chain
         for name, forwarding in FORWARDINGS.items()
@@ -261,14 +266,30 @@ def _wanted_chains(services: Services, host: Host, family: Family) -> Iterator[C
     yield from found
 
 
+def _own_addresses(services: Services, host: Host, family: Family) -> list[Interface]:
+    network = services.config.network
+    own = [*(address for _, address in host.addresses), *network.private_addresses, *network.public_addresses]
+    return [address for address in own if address.version == family]
+
+
+def _links(services: Services, host: Host, family: Family) -> list[Network]:
+    """The networks in which this host is the backends' neighbour."""
+    backends = _backends(services.of_family(family)).values()
+    return list(
+        dict.fromkeys(
+            address.network
+            for address in _own_addresses(services, host, family)
+            if any(backend in address.network for backend in backends)
+        )
+    )
+
+
 def _side(services: Services, host: Host, family: Family, forwarding: str) -> Side:
     config, parts = services.config, services.of_family(family)
     here = [part for part in parts if part.service.forwarding == forwarding]
-    others = dict.fromkeys(part.service.forwarding for part in parts if part not in here)
     backends = set(_backends(parts).values())
     networks = _backend_networks(services, family)
-    own = [address.ip for _, address in host.addresses]
-    own += [address.ip for address in config.network.private_addresses + config.network.public_addresses]
+    public, private = config.network.public_interface, config.network.private_interface
     return Side(
         family,
         _vips(here),
@@ -277,11 +298,11 @@ def _side(services: Services, host: Host, family: Family, forwarding: str) -> Si
         tuple(server for server in config.network.name_servers if server.version == family),
         tuple(
             address
-            for address in dict.fromkeys(own)
+            for address in dict.fromkeys(each.ip for each in _own_addresses(services, host, family))
             if any(address in network for network in networks) and address not in backends
         ),
         queue_target(services.queues),
-        tuple(match for name in others if (match := FORWARDINGS[name].spared)),
+        public if private and public != private else None,
         _narrow_mtu(config, host),
         any(link.mtu > LONGEST_PACKET + 3 for name, link in host.links.items() if name != "lo"),
     )

@@ -1,14 +1,15 @@
 """What a configuration becomes: its names as the numbers by which workers know them.
 
-Numbers outlive a configuration: the flow table holds them. Whoever takes a name out of the configuration
-releases its number once no flow holds it any more.
+Numbers outlive a configuration: the flow table and conntrack's marks hold them. Whoever takes a name out of
+the configuration releases its number once no flow holds it any more.
 """
 
 import os
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, Literal, TypeVar
+from zlib import crc32
 
 import numpy as np
 
@@ -95,12 +96,13 @@ def worker_count(config: Config) -> int:
 class IdTable(Generic[Key]):
     """Numbers below `limit` for keys. A key keeps its number until it is released."""
 
-    def __init__(self, what: str, limit: int) -> None:
+    def __init__(self, what: str, limit: int, preferred: Callable[[Key], int] | None = None) -> None:
+        """`preferred` is the number that a key gets if it is free; it may be any number."""
         self._what = what
         self._limit = limit
+        self._preferred = preferred
         self._ids: dict[Key, int] = {}
         self._keys: dict[int, Key] = {}
-        self._free = list(range(limit - 1, -1, -1))
 
     def require_room(self, keys: Iterable[Key]) -> None:
         """Raise TooLargeError unless every one of `keys` can have a number beside those that are held."""
@@ -112,14 +114,15 @@ class IdTable(Generic[Key]):
     def id_of(self, key: Key) -> int:
         """The number of a key, a new one if it has none. See `require_room`."""
         if key not in self._ids:
-            number = self._free.pop()
+            number = (self._preferred(key) if self._preferred else len(self._ids)) % self._limit
+            while number in self._keys:
+                number = (number + 1) % self._limit
             self._ids[key], self._keys[number] = number, key
         return self._ids[key]
 
     def release(self, number: int) -> None:
         """Let a number be given to another key. Raises KeyError if nobody holds it."""
         del self._ids[self._keys.pop(number)]
-        self._free.append(number)
 
     def held(self) -> set[int]:
         """All numbers that are given out."""
@@ -133,7 +136,6 @@ class IdTable(Generic[Key]):
         """Give out the numbers that `items` of another table were given."""
         for key, number in items:
             self._ids[key], self._keys[number] = number, key
-        self._free = [number for number in self._free if number not in self._keys]
 
 
 class Ids:
@@ -141,7 +143,8 @@ class Ids:
 
     def __init__(self) -> None:
         self.services: IdTable[ServiceKey] = IdTable("services (each family counts)", MAX_SERVICES)
-        self.vips: IdTable[Address] = IdTable("VIPs", MAX_VIPS)
+        # Marks of connections outlive a daemon that lost its memory: a VIP should have its number again.
+        self.vips: IdTable[Address] = IdTable("VIPs", MAX_VIPS, lambda vip: crc32(vip.packed))
         self.backends: IdTable[BackendKey] = IdTable("backends (one in two services is two)", MAX_BACKENDS)
 
     def expand(self, config: Config) -> Services:

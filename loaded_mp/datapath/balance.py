@@ -3,19 +3,37 @@
 import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
-from loaded_mp.datapath.affinity import client_flow, reply_flow
-from loaded_mp.datapath.lookup import NO_PORT, Ends, address_row, ends_of, member_of, service_of, vip_row
-from loaded_mp.datapath.messages import HOOK_PREROUTING, NF_ACCEPT, NF_DROP, NF_REPEAT, Decision, Queued
+from loaded_mp.datapath.affinity import client_flow
+from loaded_mp.datapath.lookup import (
+    NO_PORT,
+    Ends,
+    address_row,
+    ends_of,
+    member_of,
+    service_of,
+    vip_of,
+    vip_row,
+)
+from loaded_mp.datapath.messages import (
+    HOOK_LOCAL_OUT,
+    HOOK_PREROUTING,
+    NF_ACCEPT,
+    NF_DROP,
+    NF_REPEAT,
+    Decision,
+    Queued,
+)
 from loaded_mp.datapath.picks import pick
 from loaded_mp.datapath.work import Work
 from loaded_mp.flows.flow import Flow
 from loaded_mp.flows.table import find, insert, replace, touch, value_of
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
-from loaded_mp.memory.snapshot import MARK, MAX_BACKENDS, Answer, Ending, Flag, ServiceColumn
+from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, VIP
+from loaded_mp.memory.snapshot import MAX_BACKENDS, Answer, Flag, ServiceColumn
 from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
 from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, UDP, Header, parse
 from loaded_mp.packet.reasons import FATES, Fate, Reason
-from loaded_mp.packet.reset import begins_connection, make_reset
+from loaded_mp.packet.reset import begins_connection, goes_on, make_reset
 from loaded_mp.packet.rewrite import (
     complete_checksum,
     set_destination,
@@ -26,124 +44,124 @@ from loaded_mp.packet.rewrite import (
 
 _ICMP_HEADER = 8
 _IP_HEADERS = (20, 40)
-#: Added to the VIP id in the value of a reply flow: not the id of a backend (MAX_BACKENDS is below it).
-REPLY = 0x8000
 #: How often a flow is looked up anew because another worker changed it at the same moment.
 _TRIES = 16
 #: In place of a backend id.
 _NO_BACKEND, _LOST_RACE = -1, -2
 _ONE = np.uint64(1)
+_STOPS = Flag.ENDING | Flag.ENDED
 
 
 @compiled
 def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
     """Decide a packet and change it in place, flow table and counters included."""
     header = parse(packet, queued.start, queued.end, queued.cut)
-    from_client = queued.hook == HOOK_PREROUTING
-    reason, mark = header.reason, 0
+    from_client = queued.hook in (HOOK_PREROUTING, HOOK_LOCAL_OUT)
+    reason, backend, mark = header.reason, -1, 0
     if reason == Reason.OK:
         if from_client:
-            reason, mark = _to_backend(packet, header, work)
+            reason, backend, mark = _to_backend(packet, header, queued.mark, work)
         else:
-            reason = _to_client(packet, header, work)
+            reason, backend = _to_client(packet, header, queued.mark, work)
     if reason != Reason.OK:
         fate = FATES[0 if from_client else 1, reason]
         passes = fate == Fate.PASS or (
             fate == Fate.PASS_UNLESS_FLOW and not _may_have_flow(packet, queued, header, work)
         )
         return Decision(NF_ACCEPT if passes else NF_DROP, False, 0, 0, reason)
-    if mark:
+    if mark & BACKEND_MASK == BACKEND:
         return Decision(NF_REPEAT, False, 0, mark, Reason.OK)
     if queued.cut:
         return Decision(NF_DROP, False, 0, 0, Reason.CUT)
-    if work.ending != Ending.NOT and header.kind == KIND_PORTS and header.protocol == TCP:
-        return Decision(NF_ACCEPT, True, make_reset(packet, header), 0, Reason.OK)
+    if _is_tcp(header) and work.snapshot.backend_flags[backend] & Flag.ENDING:
+        return Decision(NF_ACCEPT, True, make_reset(packet, header), mark, Reason.OK)
     if not queued.checksum_ready:
         if header.kind != KIND_PORTS:
             return Decision(NF_DROP, False, 0, 0, Reason.CHECKSUM_UNFINISHED)
         complete_checksum(packet, header)
-    return Decision(NF_ACCEPT, True, queued.end, 0, Reason.OK)
+    return Decision(NF_ACCEPT, True, queued.end, mark, Reason.OK)
 
 
 @compiled
-def _to_backend(packet: Bytes, header: Header, work: Work) -> tuple[Reason, int]:
-    """Give a well-formed packet for a VIP to its backend; what became of it, and its mark or 0."""
+def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple[Reason, int, int]:
+    """Give a well-formed packet for a VIP to its backend: what became of it, backend id, its mark.
+
+    `before` is the mark with which it came.
+    """
     if header.kind == KIND_LINK:
-        return Reason.LINK, 0
+        return Reason.LINK, -1, 0
     snapshot = work.snapshot
     ends = ends_of(packet, header, True)
+    if before == MISPLACED and address_row(snapshot, ends.client) >= 0:
+        return Reason.MISPLACED, -1, 0
     vip = vip_row(snapshot, ends.server)
     if vip < 0:
-        return Reason.NO_SERVICE, 0
-    if work.ending != Ending.NOT and header.protocol == TCP and header.kind == KIND_PORTS:
-        if begins_connection(packet, header):
-            return Reason.ENDING, 0
-        if work.ending == Ending.TELL_CLIENTS:
-            return Reason.ENDED, 0
+        return Reason.NO_SERVICE, -1, 0
+    mark = VIP + snapshot.vip_listeners[vip, 2]
     if header.kind == KIND_ERROR:
-        return _error_to_backend(packet, header, work, vip), 0
+        reason, backend = _error_to_backend(packet, header, work, vip)
+        return reason, backend, mark
     service = service_of(snapshot, vip, ends.protocol, _port(header, ends))
     if service < 0:
-        return Reason.NO_SERVICE, 0
+        return Reason.NO_SERVICE, -1, 0
     backend = _backend_for(work, service, client_flow(work, service, ends), ends.protocol)
     if backend < 0:
-        return (Reason.NO_BACKEND if backend == _NO_BACKEND else Reason.LOST_RACE), 0
+        return (Reason.NO_BACKEND if backend == _NO_BACKEND else Reason.LOST_RACE), -1, 0
+    if _is_tcp(header) and snapshot.backend_flags[backend] & _STOPS:
+        if begins_connection(packet, header):
+            return Reason.ENDING, -1, 0
+        if snapshot.backend_flags[backend] & Flag.ENDED:
+            return Reason.ENDED, -1, 0
     if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK:
-        return Reason.OK, MARK + backend
+        return Reason.OK, backend, BACKEND + backend
     set_destination(packet, header, snapshot.backend_bytes[backend, : address_length(header.version)])
-    if snapshot.backend_flags[backend] & Flag.SEVERAL:
-        address = read_address(packet, destination_at(header.version, header.start), header.version)
-        flow = reply_flow(work, address, ends)
-        _remember_vip(
-            work, flow, REPLY + snapshot.vip_listeners[vip, 2], _idle_s(work, service, ends.protocol)
-        )
     _count_to_backend(work, backend, header)
-    return Reason.OK, 0
+    return Reason.OK, backend, mark
 
 
 @compiled
-def _error_to_backend(packet: Bytes, header: Header, work: Work, vip: int) -> Reason:
+def _error_to_backend(packet: Bytes, header: Header, work: Work, vip: int) -> tuple[Reason, int]:
     """An ICMP error about a packet VIP->client: to the backend that has this client."""
     snapshot = work.snapshot
     quote = parse(packet, header.upper + _ICMP_HEADER, header.end, True)
     if quote.reason != Reason.OK or quote.version != header.version:
-        return Reason.BAD_QUOTE
+        return Reason.BAD_QUOTE, -1
     ends = ends_of(packet, quote, False)
     if vip_row(snapshot, ends.server) != vip:
-        return Reason.NO_FLOW
+        return Reason.NO_FLOW, -1
     service = service_of(snapshot, vip, ends.protocol, _port(quote, ends))
     if service < 0:
-        return Reason.NO_SERVICE
+        return Reason.NO_SERVICE, -1
     entry, word = find(work.table, client_flow(work, service, ends))
     backend = value_of(word)
     if entry < 0 or not _serves(work, backend, service):
-        return Reason.NO_FLOW
+        return Reason.NO_FLOW, -1
     address = snapshot.backend_bytes[backend, : address_length(header.version)]
     set_quoted_source(packet, header, quote, address)
     set_destination(packet, header, address)
     _count_to_backend(work, backend, header)
-    return Reason.OK
+    return Reason.OK, backend
 
 
 @compiled
-def _to_client(packet: Bytes, header: Header, work: Work) -> Reason:
-    """Let a backend's reply come from the VIP; what became of it."""
+def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Reason, int]:
+    """Let a backend's reply come from the VIP: what became of it, and the backend's id."""
     if header.kind == KIND_LINK:
-        return Reason.LINK
+        return Reason.LINK, -1
     if header.kind == KIND_ERROR:
-        return _error_to_client(packet, header, work)
+        return _error_to_client(packet, header, mark, work)
     ends = ends_of(packet, header, False)
-    backend, vip = _flow_of_reply(work, header, ends)
-    if backend < 0:
-        return Reason.NO_FLOW
-    _renew(work, backend, ends)
+    reason, backend, vip = _connection_of(work, header, ends, mark)
+    if reason != Reason.OK:
+        return reason, -1
+    _renew(work, backend, ends, not _is_tcp(header) or goes_on(packet, header))
     set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
     _count_to_client(work, backend, header)
-    return Reason.OK
+    return Reason.OK, backend
 
 
 @compiled
-def _error_to_client(packet: Bytes, header: Header, work: Work) -> Reason:
+def _error_to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Reason, int]:
     """An ICMP error about a packet client->backend: make it quote the VIP.
 
     If the backend sent it, it comes from the VIP too; routers between balancer and backend, and the
@@ -151,18 +169,61 @@ def _error_to_client(packet: Bytes, header: Header, work: Work) -> Reason:
     """
     quote = parse(packet, header.upper + _ICMP_HEADER, header.end, True)
     if quote.reason != Reason.OK or quote.version != header.version:
-        return Reason.BAD_QUOTE
+        return Reason.BAD_QUOTE, -1
     ends = ends_of(packet, quote, True)
-    backend, vip = _flow_of_reply(work, quote, ends)
-    if backend < 0:
-        return Reason.NO_FLOW
+    reason, backend, vip = _connection_of(work, quote, ends, mark)
+    if reason != Reason.OK:
+        return reason, -1
     address = work.snapshot.vip_bytes[vip, : address_length(header.version)]
     set_quoted_destination(packet, header, quote, address)
     sender = read_address(packet, source_at(header.version, header.start), header.version)
     if sender.high == ends.server.high and sender.low == ends.server.low:
         set_source(packet, header, address)
     _count_to_client(work, backend, header)
-    return Reason.OK
+    return Reason.OK, backend
+
+
+@compiled
+def _connection_of(work: Work, header: Header, ends: Ends, mark: int) -> tuple[Reason, int, int]:
+    """Backend id and VIP id of the connection between client and backend that a packet belongs to.
+
+    Its mark says by which VIP it came, and that it came by one. `header` is that of the packet, or of the one
+    that an ICMP error quotes.
+    """
+    snapshot = work.snapshot
+    vip, row = vip_of(mark), address_row(snapshot, ends.server)
+    if vip < 0:
+        return _unmarked(work, row, header, ends)
+    service = -1
+    if snapshot.vip_rows[vip] >= 0:
+        service = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, _port(header, ends))
+    backend = member_of(snapshot, row, service) if row >= 0 and service >= 0 else -1
+    if backend >= 0:
+        return Reason.OK, backend, vip
+    # A client may go on with the same ports without the VIP: then this is its own packet.
+    to_backend = row < 0 and address_row(snapshot, ends.client) >= 0
+    return (Reason.NO_FLOW if to_backend else Reason.GONE), -1, -1
+
+
+@compiled
+def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> tuple[Reason, int, int]:
+    """As `_connection_of`, for a packet that conntrack knows nothing of: by the client's flow."""
+    snapshot = work.snapshot
+    if row < 0:
+        return Reason.NO_FLOW, -1, -1
+    port = _port(header, ends)
+    found, found_vip = -1, -1
+    first = snapshot.address_members[row, 0]
+    for at in range(first, first + snapshot.address_members[row, 1]):
+        backend = snapshot.members[at]
+        service, vip = snapshot.backend_services[backend], snapshot.backend_vips[backend]
+        listens = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, port) == service
+        if listens and _has_flow(work, backend, ends):
+            marks = snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK
+            if marks or found >= 0 or snapshot.backend_flags[backend] & Flag.SEVERAL:
+                return Reason.UNMARKED, -1, -1
+            found, found_vip = backend, vip
+    return (Reason.OK if found >= 0 else Reason.NO_FLOW), found, found_vip
 
 
 @compiled
@@ -197,69 +258,29 @@ def _backend_for(work: Work, service: int, flow: Flow, protocol: int) -> int:
 
 
 @compiled
-def _renew(work: Work, backend: int, ends: Ends) -> None:
-    """Let a client's flow live on, as its backend has answered."""
+def _renew(work: Work, backend: int, ends: Ends, confirms: bool) -> None:
+    """Let a client's flow live on, as its backend has answered; if it is forgotten, enter it again."""
     service = work.snapshot.backend_services[backend]
-    deadline_s = work.now_s + _idle_s(work, service, ends.protocol)
-    entry, word = find(work.table, client_flow(work, service, ends))
+    idle_s = _idle_s(work, service, ends.protocol)
+    if not confirms:
+        idle_s = min(idle_s, work.snapshot.services[service][ServiceColumn.UNCONFIRMED_S])
+    flow = client_flow(work, service, ends)
+    entry, word = find(work.table, flow)
     if entry >= 0:
-        touch(work.table, entry, word, work.now_s, deadline_s)
-    if work.snapshot.backend_flags[backend] & Flag.SEVERAL:
-        entry, word = find(work.table, reply_flow(work, ends.server, ends))
-        if entry >= 0:
-            touch(work.table, entry, word, work.now_s, deadline_s)
-
-
-@compiled
-def _flow_of_reply(work: Work, header: Header, ends: Ends) -> tuple[int, int]:
-    """Backend id and VIP id of the flow that a packet between client and backend belongs to, or (-1, -1)."""
-    snapshot = work.snapshot
-    row = address_row(snapshot, ends.server)
-    if row < 0:
-        return -1, -1
-    first = snapshot.address_members[row, 0]
-    port = _port(header, ends)
-    if snapshot.backend_flags[snapshot.members[first]] & Flag.SEVERAL:
-        entry, word = find(work.table, reply_flow(work, ends.server, ends))
-        if entry >= 0:
-            return _remembered(work, row, value_of(word) - REPLY, ends.protocol, port)
-        if header.kind != KIND_FRAGMENT:
-            return -1, -1
-    for at in range(first, first + snapshot.address_members[row, 1]):
-        backend = snapshot.members[at]
-        service, vip = snapshot.backend_services[backend], snapshot.backend_vips[backend]
-        if service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, port) == service and _has_flow(
-            work, backend, ends
-        ):
-            return backend, vip
-    return -1, -1
-
-
-@compiled
-def _remembered(work: Work, row: int, vip: int, protocol: int, port: int) -> tuple[int, int]:
-    """Backend id and VIP id of a flow whose VIP was remembered, unless they are gone."""
-    snapshot = work.snapshot
-    if vip < 0 or snapshot.vip_rows[vip] < 0:
-        return -1, -1
-    backend = member_of(snapshot, row, service_of(snapshot, snapshot.vip_rows[vip], protocol, port))
-    return (backend, vip) if backend >= 0 else (-1, -1)
-
-
-@compiled
-def _remember_vip(work: Work, flow: Flow, value: int, idle_s: int) -> None:
-    for _ in range(_TRIES):
-        entry, word = find(work.table, flow)
-        if entry < 0:
-            _count_evicted(work, insert(work.table, flow, value, work.now_s + idle_s)[1])
-        elif value_of(word) != value:
-            replace(work.table, entry, word, value)
-        elif touch(work.table, entry, word, work.now_s, work.now_s + idle_s):
-            return
+        if value_of(word) == backend:
+            touch(work.table, entry, word, work.now_s, work.now_s + idle_s)
+    elif work.snapshot.backend_flags[backend] & Flag.USABLE:
+        held, evicted = insert(work.table, flow, backend, work.now_s + idle_s)
+        _count_evicted(work, evicted)
+        if held == backend:
+            _count_flow(work, backend, -1)
 
 
 @compiled
 def _may_have_flow(packet: Bytes, queued: Queued, header: Header, work: Work) -> bool:
     """Whether a packet that cannot be read is one of a backend to a client that it serves."""
+    if vip_of(queued.mark) >= 0:
+        return True
     snapshot = work.snapshot
     version, start = header.version, queued.start
     if queued.end - start < _IP_HEADERS[0 if version == 4 else 1]:
@@ -285,11 +306,14 @@ def _has_flow(work: Work, backend: int, ends: Ends) -> bool:
 
 @compiled
 def _serves(work: Work, value: int, service: int) -> bool:
-    """Whether a value from the flow table is a backend of a service.
-
-    It may be that of a backend which was taken away or, as two flows may have one fingerprint, of a VIP.
-    """
+    """Whether a value from the flow table is a backend of a service; it may have been taken away."""
     return value < MAX_BACKENDS and work.snapshot.backend_services[value] == service
+
+
+@compiled
+def _is_tcp(header: Header) -> bool:
+    """Whether a packet has a TCP header."""
+    return header.kind == KIND_PORTS and header.protocol == TCP
 
 
 @compiled

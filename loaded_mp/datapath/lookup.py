@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.compiled import Bytes, compiled
+from loaded_mp.memory.marks import VIP, VIP_MASK
 from loaded_mp.memory.snapshot import ListenerColumn, Snapshot
 from loaded_mp.packet.address import Address128, destination_at, read_address, source_at
 from loaded_mp.packet.checksum import read16
@@ -92,3 +93,9 @@ def member_of(snapshot: Snapshot, row: int, service: int) -> int:
         if snapshot.backend_services[backend] == service:
             return backend
     return -1
+
+
+@compiled
+def vip_of(mark: int) -> int:
+    """The id of the VIP by which a packet's connection came, as its mark says, or -1."""
+    return mark & ~VIP_MASK if mark & VIP_MASK == VIP else -1

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.compiled import Bytes, compiled, signed
-from loaded_mp.packet.checksum import read16
+from loaded_mp.packet.checksum import read16, write16
 from loaded_mp.packet.reasons import Reason
 
 Shorts = npt.NDArray[np.uint16]
@@ -27,10 +27,13 @@ _NFQA_SKB_CSUMNOTREADY = 1
 _TYPE_MASK = 0x3FFF
 
 NF_DROP, NF_ACCEPT, NF_REPEAT = 0, 1, 4
-HOOK_PREROUTING = 0
+#: include/uapi/linux/netfilter.h, enum nf_inet_hooks.
+HOOK_PREROUTING, HOOK_LOCAL_IN, HOOK_LOCAL_OUT, HOOK_POSTROUTING = 0, 1, 3, 4
 
 #: Bytes of a verdict before its payload: both headers, the verdict and the payload attribute's header.
 VERDICT_HEADER = 36
+#: Bytes that a verdict may need behind its payload: padding, and the attribute of the mark.
+VERDICT_TAIL = 3 + 8
 
 
 class Queued(NamedTuple):
@@ -42,6 +45,7 @@ class Queued(NamedTuple):
     end: int  #: offset of the first byte behind what was copied of it
     cut: bool  #: not all of it was copied
     checksum_ready: bool  #: False: the transport checksum is only the pseudo-header's sum
+    mark: int  #: of the packet; 0: none
 
 
 class Decision(NamedTuple):
@@ -60,7 +64,7 @@ def read_message(buffer: Bytes, shorts: Shorts, at: int, length: int) -> Queued:
 
     `shorts` is the same memory as uint16[], for numbers in the byte order of the machine.
     """
-    packet_id = hook = start = end = 0
+    packet_id = hook = start = end = mark = 0
     cut = False
     ready = True
     stop = at + length
@@ -74,6 +78,8 @@ def read_message(buffer: Bytes, shorts: Shorts, at: int, length: int) -> Queued:
             if kind == _NFQA_PACKET_HDR and size >= 11:
                 packet_id = read16(buffer, at + 4) << 16 | read16(buffer, at + 6)
                 hook = signed(buffer[at + 10])
+            elif kind == _NFQA_MARK and size >= 8:
+                mark = read16(buffer, at + 4) << 16 | read16(buffer, at + 6)
             elif kind == _NFQA_CAP_LEN:
                 cut = True
             elif kind == _NFQA_SKB_INFO and size >= 8:
@@ -81,7 +87,7 @@ def read_message(buffer: Bytes, shorts: Shorts, at: int, length: int) -> Queued:
             elif kind == _NFQA_PAYLOAD:
                 start, end = at + 4, at + size
             at += (size + 3) & ~3
-    return Queued(packet_id, hook, start, end, cut, ready)
+    return Queued(packet_id, hook, start, end, cut, ready, mark)
 
 
 @compiled
@@ -110,26 +116,26 @@ def _write_verdict_header(buffer: Bytes, shorts: Shorts, at: int, verdict: int, 
 def write_verdict(buffer: Bytes, shorts: Shorts, queued: Queued, queue: int, decision: Decision) -> int:
     """Put the verdict into the bytes before the packet, which becomes its payload if it was changed.
 
-    Otherwise the packet stays as it is and gets the mark, if there is one; its first bytes here may be
-    overwritten. The verdict begins at queued.start - VERDICT_HEADER; returns its length in bytes.
+    Otherwise the packet stays as it is; its first bytes here may be overwritten. Either way it gets the mark,
+    if there is one. The verdict begins at queued.start - VERDICT_HEADER and ends at most VERDICT_TAIL behind
+    the packet; returns its length in bytes.
     """
     at = queued.start - VERDICT_HEADER
     length = VERDICT_HEADER - 4
     if decision.changed:
-        length += 4 + decision.end - queued.start
-    elif decision.mark:
+        size = 4 + decision.end - queued.start
+        shorts[(at + length) // 2] = np.uint16(size)
+        shorts[(at + length) // 2 + 1] = np.uint16(_NFQA_PAYLOAD)
+        length += size
+    if decision.mark:
+        length = (length + 3) & ~3
+        shorts[(at + length) // 2] = np.uint16(8)
+        shorts[(at + length) // 2 + 1] = np.uint16(_NFQA_MARK)
+        write16(buffer, at + length + 4, decision.mark >> 16)
+        write16(buffer, at + length + 6, decision.mark & 0xFFFF)
         length += 8
     _write_header(shorts, at, length, _NFQNL_MSG_VERDICT, queue)
     _write_verdict_header(buffer, shorts, at + _MESSAGE_HEADER, decision.verdict, queued.packet_id)
-    short = (queued.start - 4) // 2
-    if decision.changed:
-        shorts[short] = np.uint16(4 + decision.end - queued.start)
-        shorts[short + 1] = np.uint16(_NFQA_PAYLOAD)
-    elif decision.mark:
-        shorts[short] = np.uint16(8)
-        shorts[short + 1] = np.uint16(_NFQA_MARK)
-        for i in range(4):
-            buffer[queued.start + i] = np.uint8(decision.mark >> (24 - 8 * i) & 0xFF)
     return length
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loaded_mp.compiled import compiled, signed
+from loaded_mp.compiled import compiled
 from loaded_mp.flows.atomics import Words, load
 from loaded_mp.flows.table import FlowTable
 from loaded_mp.memory.shared import SharedMemory
@@ -25,7 +25,6 @@ class Work(NamedTuple):
     backends_counted: Words  #: uint64[MAX_BACKENDS, n], by BackendCounter
     reasons: Words  #: uint64[n], packets by Reason
     now_s: int  #: CLOCK_MONOTONIC
-    ending: int  #: an Ending
 
 
 @compiled
@@ -43,5 +42,4 @@ def work_of(memory: SharedMemory, worker: int, now_s: int) -> Work:
         memory.backends[worker],
         memory.reasons[worker],
         now_s,
-        signed(memory.ending[0]),
     )

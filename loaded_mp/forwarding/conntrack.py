@@ -10,15 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from loaded_mp.forwarding.forwarding import Chain, Counted, Family, Forwarding, Side
+from loaded_mp.forwarding.forwarding import Chain, Counted, Family, Forwarding, Side, unmarked
 from loaded_mp.memory.counters import BackendCounter
-from loaded_mp.memory.snapshot import MARK, Answer
+from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, WHOLE_MASK, matched
+from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network import iptables
 from loaded_mp.network.rules import limits, words
 
-#: The part of a mark that says that it is ours.
-_MARK_MASK = 0xFFFF_0000
-_WHOLE_MARK = 0xFFFF_FFFF
+_OURS = matched(BACKEND, BACKEND_MASK)
 
 #: Where forwarded packets are counted. Each table costs each packet at each of its hooks: mangle has five,
 #: this one three, of which a forwarded packet passes one; and it comes last, so that what a firewall does
@@ -32,6 +31,7 @@ _COLUMNS = {
     "s": (BackendCounter.TO_CLIENT_PACKETS, BackendCounter.TO_CLIENT_BYTES),
 }
 _WHY = "connections that the kernel translates"
+_UNKNOWN = "replies that conntrack does not know would leave with a backend's address"
 
 
 class Conntrack(Forwarding):
@@ -42,20 +42,28 @@ class Conntrack(Forwarding):
         "the table security, the matches mark and connmark and the target DNAT (xt_mark, xt_connmark, xt_nat)"
     )
     answer: ClassVar[Answer] = Answer.MARK
-    spared: ClassVar[str] = "-m conntrack --ctstate DNAT"
 
     def chains(self, side: Side) -> Iterator[Chain]:
-        """LOADED-FORWARD-* counts what is forwarded, LOADED-DNAT sees first packets."""
+        """LOADED-FORWARD-* counts what is forwarded, LOADED-DNAT and LOADED-OWN-DNAT see first packets."""
         if side.vips:
             yield from _counting(side)
+            yield Chain(
+                _COUNTING_TABLE,
+                "FORWARD",
+                "LOADED-UNMARKED",
+                tuple(unmarked(side)),
+                _UNKNOWN,
+                "-m conntrack --ctstate NEW,INVALID",
+            )
             yield Chain("nat", "PREROUTING", "LOADED-DNAT", tuple(_translating(side)), _WHY)
+            yield Chain("nat", "OUTPUT", "LOADED-OWN-DNAT", tuple(_translating(side)), _WHY)
 
     def counted(self, families: tuple[Family, ...]) -> dict[int, Counted]:
         """What the rules in LOADED-FORWARD-* have counted since they were put."""
         counted: dict[int, dict[BackendCounter, int]] = {}
         for family in families:
             for *figures, end, mark in _COUNTER.findall(iptables.saved(family, _COUNTING_TABLE)):
-                backend = int(mark, 16) - MARK
+                backend = int(mark, 16) - BACKEND
                 counted.setdefault(backend, {}).update(zip(_COLUMNS[end], map(int, figures), strict=True))
         return dict(counted)
 
@@ -66,7 +74,7 @@ class Conntrack(Forwarding):
         """
         from loaded_mp.network.conntrack import forget_connections  # noqa: PLC0415 (names need no netlink)
 
-        forget_connections(MARK + backend)
+        forget_connections(BACKEND + backend)
 
 
 def _translating(side: Side) -> Iterator[str]:
@@ -75,10 +83,9 @@ def _translating(side: Side) -> Iterator[str]:
     The mark goes to the connection. Only first packets come here, so the others pay nothing for it.
     """
     if side.backends:
-        ours = f"{MARK & _MARK_MASK:#x}/{_MARK_MASK:#x}"
-        yield f"-m mark --mark {ours} -j CONNMARK --save-mark"
+        yield f"-m mark --mark {_OURS} -j CONNMARK --save-mark"
     for backend, address in side.backends.items():
-        yield f"-m mark --mark {MARK + backend:#x} -j DNAT --to-destination {address}"
+        yield f"-m mark --mark {BACKEND + backend:#x} -j DNAT --to-destination {address}"
     for vip, listeners in side.vips.items():
         yield from (
             words(f"-d {vip}", match, side.queue) for match in limits(listeners, side.family, "dport")
@@ -93,8 +100,10 @@ def _counting(side: Side) -> Iterator[Chain]:
     chains: dict[int, list[str]] = {}
     for backend, address in side.backends.items():
         rules = chains.setdefault(backend // _COUNTED_TOGETHER, [])
-        rules += [f"{way} {address} -m connmark --mark {MARK + backend:#x} -j RETURN" for way in ("-d", "-s")]
+        rules += [
+            f"{way} {address} -m connmark --mark {BACKEND + backend:#x} -j RETURN" for way in ("-d", "-s")
+        ]
     for number, rules in chains.items():
-        first = MARK + number * _COUNTED_TOGETHER
-        match = f"-m connmark --mark {first:#x}/{_WHOLE_MARK - _COUNTED_TOGETHER + 1:#x}"
+        first = BACKEND + number * _COUNTED_TOGETHER
+        match = f"-m connmark --mark {matched(first, WHOLE_MASK - _COUNTED_TOGETHER + 1)}"
         yield Chain(_COUNTING_TABLE, "FORWARD", f"LOADED-FORWARD-{number}", tuple(rules), _WHY, match)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 from loaded_mp.fields import Address, Listener, Network
 from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.snapshot import Answer
+from loaded_mp.network.rules import errors, limits, words
 
 Family = Literal[4, 6]
 
@@ -26,7 +27,7 @@ class Side:
     name_servers: tuple[Address, ...]
     own_addresses: tuple[Address, ...]  #: of this host, within `networks`
     queue: str  #: the queue target
-    spared: tuple[str, ...]  #: matches of replies that other ways of forwarding see to
+    clients_interface: str | None  #: on which only clients are, if there is such a one
     narrow_mtu: int | None  #: of the way to the backends, where it is smaller than that to the clients
     long_packets: bool  #: whether packets may be longer than a queue's message can be
 
@@ -51,8 +52,6 @@ class Forwarding(ABC):
     needs: ClassVar[str]
     #: What a worker does with a packet.
     answer: ClassVar[Answer]
-    #: Match of the replies that no worker needs to see; empty: there are none.
-    spared: ClassVar[str] = ""
 
     @abstractmethod
     def chains(self, side: Side) -> Iterator[Chain]:
@@ -64,3 +63,22 @@ class Forwarding(ABC):
 
     def forget(self, backend: int) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of the connections that others than workers hold for a backend id. Raises NetworkError."""
+
+
+def unmarked(side: Side) -> Iterator[str]:
+    """Queue what may be a reply although conntrack has forgotten its connection, or takes it for invalid.
+
+    What backends begin themselves is none.
+    """
+    yield "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN"
+    yield from (words(error, side.queue) for error in errors(side.family))
+    yield "-p tcp --syn -j RETURN"
+    yield (
+        "-p icmp --icmp-type" if side.family == 4 else "-p icmpv6 --icmpv6-type"
+    ) + " echo-request -j RETURN"
+    for server in side.name_servers:
+        yield from (f"-d {server} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp"))
+    yield from (f"-s {address} -j RETURN" for address in side.own_addresses)
+    listeners = dict.fromkeys(listener for each in side.vips.values() for listener in each)
+    matches = limits(tuple(listeners) if all(side.vips.values()) else (), side.family, "sport")
+    yield from (words(f"-s {network}", match, side.queue) for network in side.networks for match in matches)

@@ -1,17 +1,27 @@
 """Workers write the addresses of every packet.
 
 Requests are queued before conntrack and routing (raw PREROUTING), replies after them (mangle POSTROUTING).
-Port matches rely on whole packets: the conntrack match at the end of LOADED-POSTROUTING makes the kernel
-reassemble fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
+A worker's verdict on a request carries the mark of the VIP by which it came. The mark is kept with the
+connection (connmark): by it replies are known, whatever else client and backend say to each other.
+
+This host as a client of a VIP: its requests are queued in raw OUTPUT, the replies in mangle INPUT.
+
+Port matches rely on whole packets: the conntrack match in LOADED-POSTROUTING makes the kernel reassemble
+fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 """
 
 from collections.abc import Iterator
 from typing import ClassVar
 
 from loaded_mp.fields import Address
-from loaded_mp.forwarding.forwarding import Chain, Forwarding, Side
+from loaded_mp.forwarding.forwarding import Chain, Forwarding, Side, unmarked
+from loaded_mp.memory.marks import MISPLACED, VIP, VIP_MASK, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network.rules import HEADERS, LONGEST_PACKET, errors, limits, link_messages, words
+
+_BY_VIP = matched(VIP, VIP_MASK)
+_MISPLACED = matched(MISPLACED, WHOLE_MASK)
+_OWN_REQUESTS = "this host as a client of VIPs"
 
 
 class Rewrite(Forwarding):
@@ -19,19 +29,22 @@ class Rewrite(Forwarding):
 
     who: ClassVar[str] = "workers (the default)"
     needs: ClassVar[str] = (
-        "the tables raw, mangle and nat, the targets NFQUEUE, CT and MASQUERADE and the matches conntrack,"
-        " ttl, hl and length (xt_NFQUEUE, xt_CT, xt_MASQUERADE, xt_conntrack, xt_hl, xt_length, nf_nat,"
-        " nf_tables or ip_tables)"
+        "the tables raw, mangle and nat, the targets NFQUEUE, CT, MARK, CONNMARK and MASQUERADE and the"
+        " matches conntrack, mark, connmark, ttl, hl and length (xt_NFQUEUE, xt_CT, xt_mark, xt_connmark,"
+        " xt_MASQUERADE, xt_conntrack, xt_hl, xt_length, nf_nat, nf_tables or ip_tables)"
     )
     answer: ClassVar[Answer] = Answer.REWRITE
 
     def chains(self, side: Side) -> Iterator[Chain]:
-        """LOADED-POSTROUTING for what backends reply, LOADED-PREROUTING for what clients send."""
-        if side.vips:
-            yield Chain(
-                "mangle", "POSTROUTING", "LOADED-POSTROUTING", tuple(_replies(side)), "replies of backends"
-            )
-            yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", tuple(_requests(side)), "packets for VIPs")
+        """What replies need comes before LOADED-PREROUTING and LOADED-OUTPUT, which let flows begin."""
+        if not side.vips:
+            return
+        yield Chain(
+            "mangle", "POSTROUTING", "LOADED-POSTROUTING", tuple(_replies(side)), "replies of backends"
+        )
+        yield Chain("mangle", "INPUT", "LOADED-INPUT", tuple(_marked(side)), _OWN_REQUESTS)
+        yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", tuple(_requests(side)), "packets for VIPs")
+        yield Chain("raw", "OUTPUT", "LOADED-OUTPUT", tuple(_for_vips(side)), _OWN_REQUESTS)
 
 
 def _requests(side: Side) -> Iterator[str]:
@@ -40,6 +53,14 @@ def _requests(side: Side) -> Iterator[str]:
         yield from (f"-s {server} -p {protocol} --sport 53 -j RETURN" for protocol in ("udp", "tcp"))
     for vip in side.vips:
         yield from _untracked(side, vip)
+    if side.clients_interface:
+        for network in side.networks:
+            yield f"-i {side.clients_interface} -s {network} -j MARK --set-mark {_MISPLACED}"
+        yield words(f"-m mark --mark {_MISPLACED}", side.queue)
+    yield from _for_vips(side)
+
+
+def _for_vips(side: Side) -> Iterator[str]:
     for vip, listeners in side.vips.items():
         matches = limits(listeners, side.family, "dport")
         if listeners and all(listener.protocol != "icmp" for listener in listeners):
@@ -65,18 +86,19 @@ def _replies(side: Side) -> Iterator[str]:
 
     What this host says to itself is no client's: errors of the checks of a dead backend, for instance.
     """
-    yield "-o lo -j RETURN"
-    yield from link_messages(side.family, redirects="DROP")
-    yield from (f"{match} -j RETURN" for match in side.spared)
-    yield from (words(error, side.queue) for error in errors(side.family))
-    for server in side.name_servers:
-        yield from (f"-d {server} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp"))
-    yield from (f"-s {address} -j RETURN" for address in side.own_addresses)
     if side.long_packets:
         mss = LONGEST_PACKET - HEADERS[side.family]
         match = f"-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {mss}"
         yield from (f"{way} {network} {match}" for network in side.networks for way in ("-s", "-d"))
-    listeners = dict.fromkeys(listener for each in side.vips.values() for listener in each)
-    matches = limits(tuple(listeners) if all(side.vips.values()) else (), side.family, "sport")
-    yield from (words(f"-s {network}", match, side.queue) for network in side.networks for match in matches)
-    yield "-m conntrack --ctstate INVALID"
+    yield from _marked(side)
+    yield "-o lo -j RETURN"
+    yield from link_messages(side.family, redirects="DROP")
+    yield from unmarked(side)
+
+
+def _marked(side: Side) -> Iterator[str]:
+    """Keep a request's mark with its connection; let replies have it, and queue them."""
+    yield f"-m mark --mark {_BY_VIP} -j CONNMARK --save-mark"
+    yield f"-m mark --mark {_BY_VIP} -j RETURN"
+    yield f"-m connmark --mark {_BY_VIP} -j CONNMARK --restore-mark"
+    yield words(f"-m mark --mark {_BY_VIP}", side.queue)

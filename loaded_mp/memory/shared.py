@@ -44,7 +44,6 @@ class SharedMemory(NamedTuple):
     table: FlowTable
     snapshots: tuple[Snapshot, Snapshot]
     generation: Counters  #: uint64[1], written by the supervisor; snapshots[generation & 1] holds
-    ending: Counters  #: uint64[1], written by the supervisor: an Ending
     cursors: Counters  #: uint64[MAX_SERVICES], the next slot of each service, all workers'
     stamps: Counters  #: uint64[workers, n >= len(Stamp)]
     workers: Counters  #: uint64[workers, n >= len(WorkerCounter)]
@@ -102,7 +101,6 @@ def _in(segment: Segment) -> SharedMemory:
         FlowTable(arrays["words"], arrays["deadlines_s"], arrays["keys"], arrays["secret"]),
         (snapshot_from(arrays, "even_"), snapshot_from(arrays, "odd_")),
         arrays["generation"],
-        arrays["ending"],
         arrays["cursors"],
         arrays["stamps"],
         arrays["workers"],
@@ -128,7 +126,6 @@ def _fields(flows: int, workers: int) -> list[Field]:
         Field("keys", np.uint64, (entries, 3)),
         Field("secret", np.uint64, (2,)),
         Field("generation", np.uint64, (1,)),
-        Field("ending", np.uint64, (1,)),
         Field("cursors", np.uint64, (MAX_SERVICES,)),
         counted("stamps", Stamp),
         counted("workers", WorkerCounter),

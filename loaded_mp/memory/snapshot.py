@@ -20,8 +20,6 @@ MAX_VIPS = 4096
 MAX_LISTENERS = 8192
 MAX_BACKENDS = 8192
 MAX_SLOTS = 1 << 20
-#: Added to the backend id in a packet's mark, so that other programs' marks are told apart.
-MARK = 0x4C4D_0000
 
 
 class Answer(IntEnum):
@@ -37,14 +35,6 @@ class Pick(IntEnum):
     NEXT = 0  #: the slots in turn, over all workers
     HASH = 1  #: the slot that the flow's address has for good
     LEAST = 2  #: the backend with the fewest (open flows + plus) for its weight, the first of equals
-
-
-class Ending(IntEnum):
-    """What the daemon does about TCP connections before it stops."""
-
-    NOT = 0
-    TELL_THE_OTHER = 1  #: what one end sends reaches the other as a reset
-    TELL_CLIENTS = 2  #: what clients send is left to this machine, which answers with a reset
 
 
 class Affinity(IntEnum):
@@ -82,7 +72,9 @@ class Flag(IntEnum):
     """Values of `Snapshot.backend_flags`, to be added up."""
 
     USABLE = 1  #: its flows stay
-    SEVERAL = 2  #: serves more than one (service, VIP): a reply alone does not say which
+    SEVERAL = 2  #: its service has several VIPs: a reply alone does not say which
+    ENDING = 4  #: what one end of its TCP connections sends reaches the other as a reset
+    ENDED = 8  #: what clients send on them is left to this machine, which answers with a reset
 
 
 class Snapshot(NamedTuple):

@@ -1,9 +1,10 @@
 """The words that rules are made of. No I/O."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from loaded_mp.fields import Listener, Network
+from loaded_mp.fields import Address, Listener, Network
+from loaded_mp.memory.marks import OURS, OURS_MASK, matched
 
 Family = Literal[4, 6]
 
@@ -39,6 +40,15 @@ def masquerade(networks: tuple[Network, ...]) -> Iterator[str]:
     """
     yield from (f"-d {network} -j RETURN" for network in networks)
     yield from (f"-s {network} -j MASQUERADE" for network in networks)
+
+
+def hairpin(networks: Iterable[Network], vips: Iterable[Address]) -> Iterator[str]:
+    """A client that its backend would answer directly is given this host's address.
+
+    It is in one of `networks`, where backends are this host's neighbours. This host speaks to VIPs from them.
+    """
+    mark = matched(OURS, OURS_MASK)
+    yield from (f"-s {source} -m mark --mark {mark} -j MASQUERADE" for source in (*networks, *vips))
 
 
 def link_messages(family: Family, redirects: Literal["RETURN", "DROP"] = "RETURN") -> Iterator[str]:

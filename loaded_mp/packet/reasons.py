@@ -85,8 +85,16 @@ class Reason(IntEnum):
     NO_FLOW = 15, "from a backend or about a packet, without a flow that it belongs to", Fate.PASS, Fate.PASS
     LINK = 16, "neighbour discovery, router messages, MLD or a redirect, never touched", Fate.PASS, Fate.PASS
     LOST_RACE = 17, "its flow was changed by others at each of many looks", Fate.DROP, Fate.DROP, True
-    ENDING = 18, "begins a connection while the daemon stops", Fate.DROP, Fate.DROP
-    ENDED = 19, "of a connection while the daemon stops: this machine resets it", Fate.PASS, Fate.PASS
+    ENDING = 18, "begins a connection with a backend or a daemon that stops", Fate.DROP, Fate.DROP
+    ENDED = 19, "of a connection that stops: this machine resets it", Fate.PASS, Fate.PASS
+    GONE = 20, "of a connection whose VIP, service or backend was taken away", Fate.DROP, Fate.DROP
+    UNMARKED = (
+        21,
+        "a reply whose connection the kernel has forgotten, which alone knew its VIP",
+        Fate.DROP,
+        Fate.DROP,
+    )
+    MISPLACED = 22, "from the clients' side with the address of a backend", Fate.DROP, Fate.DROP
 
 
 #: Fates by direction (0: from a client, 1: from a backend) and Reason, for compiled code.

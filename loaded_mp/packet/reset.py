@@ -16,6 +16,15 @@ def begins_connection(packet: Bytes, header: Header) -> bool:
 
 
 @compiled
+def goes_on(packet: Bytes, header: Header) -> bool:
+    """Whether a well-formed TCP segment belongs to a connection that its receiver has agreed to.
+
+    An answer to a SYN does not: SYNs from invented sources are answered too.
+    """
+    return signed(packet[header.upper + 13]) & (_SYN | _RST) == 0
+
+
+@compiled
 def make_reset(packet: Bytes, header: Header) -> int:
     """Make a well-formed TCP segment a reset of the same connection and direction.
 

@@ -3,7 +3,6 @@
 from loaded_mp.checks.health import Health
 from loaded_mp.checks.runner import Result, Targets
 from loaded_mp.config.model import Config
-from loaded_mp.datapath.balance import REPLY
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.memory.shared import SharedMemory
@@ -11,7 +10,7 @@ from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.services import Ids, Services
 from loaded_mp.supervisor.handover import Adopted, write_state
 from loaded_mp.supervisor.snapshots import fill
-from loaded_mp.supervisor.state import BackendState
+from loaded_mp.supervisor.state import BackendState, Stops
 
 
 class Backends:
@@ -70,27 +69,27 @@ class Backends:
         backend = part.backends[number]
         return part.service.name, backend.name or str(backend.address)
 
+    def stop(self, stops: Stops) -> None:
+        """Let this be done about the TCP connections of every backend."""
+        for state in self.states.values():
+            state.stops = stops
+
     def forget_connections(self, number: int) -> None:
         """Let go of the connections that others than workers hold for a backend. Raises NetworkError."""
         self._forwarding[number].forget(number)
 
     def removed(self) -> list[int]:
-        """Values that flows may still hold although the configuration has them no more."""
-        vips = {number for part in self.services.parts for number in part.vips}
-        return [
-            *(self._ids.backends.held() - self.services.part_of.keys()),
-            *(REPLY + number for number in self._ids.vips.held() - vips),
-        ]
+        """Backend ids that flows may still hold although the configuration has them no more."""
+        return sorted(self._ids.backends.held() - self.services.part_of.keys())
 
-    def release(self, value: int) -> None:
+    def release(self, number: int) -> None:
         """Let a removed id be used again; no entry may hold it any more."""
-        if value >= REPLY:
-            self._ids.vips.release(value - REPLY)
-        else:
-            self._ids.backends.release(value)
-            del self.states[value], self._forwarding[value]
+        self._ids.backends.release(number)
+        del self.states[number], self._forwarding[number]
 
     def release_services(self) -> None:
-        """Let the ids of removed services be used again, once all of `removed` is released."""
+        """Let the ids of removed services and VIPs be used again, once all of `removed` is released."""
         for number in self._ids.services.held() - {part.id for part in self.services.parts}:
             self._ids.services.release(number)
+        for number in self._ids.vips.held() - {each for part in self.services.parts for each in part.vips}:
+            self._ids.vips.release(number)

@@ -21,7 +21,6 @@ from loaded_mp.datapath.queue import Queue
 from loaded_mp.datapath.slices import ask_for_short_slices
 from loaded_mp.log import event, set_level
 from loaded_mp.memory.shared import Stamp, fresh_memory, memory_bytes
-from loaded_mp.memory.snapshot import Ending
 from loaded_mp.metrics.server import serve_metrics
 from loaded_mp.network import setup
 from loaded_mp.network.errors import NetworkError
@@ -45,6 +44,7 @@ from loaded_mp.supervisor.machine_code import load_machine_code, watch_for_late_
 from loaded_mp.supervisor.orphans import end_orphans
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.report import Report
+from loaded_mp.supervisor.state import Stops
 from loaded_mp.supervisor.sweep import Count, Expire, Forget, Sweeper
 
 log = logging.getLogger(__name__)
@@ -92,8 +92,6 @@ class Daemon:
         self._adopted = adopt(handed, config) if handed else None
         if self._adopted:
             self.memory, self._memory_descriptor = self._adopted.memory, self._adopted.descriptor
-            # The one before may have been killed while it said goodbye.
-            self.memory.ending[0] = Ending.NOT
         else:
             self.memory, self._memory_descriptor = fresh_memory(config.flows, worker_count(config))
         self.publisher = Publisher(self.memory, self._running)
@@ -142,8 +140,11 @@ class Daemon:
 
         A client that is the only one to speak is told when it repeats itself.
         """
-        for ending in (Ending.TELL_THE_OTHER, Ending.TELL_CLIENTS):
-            self.memory.ending[0] = ending
+        for stops in (Stops.ENDING, Stops.ENDED):
+            self.backends.stop(stops)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STAMP_TIMEOUT_S):
+                    await self.publisher.publish(self.backends.fill)
             await asyncio.sleep(self.config.goodbye_s / 2)
 
     def _open_queues(self, stack: contextlib.AsyncExitStack) -> list[Queue]:

@@ -79,25 +79,21 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
             number,
             part.id,
             next(iter(part.vips)),
-            states[number].usable * Flag.USABLE,
-            states[number].effective_weight(backend.weight),
+            states[number].flags | (Flag.SEVERAL if len(part.vips) > 1 else 0),
+            0 if states[number].stops and some_go_on else states[number].effective_weight(backend.weight),
         )
         for part in parts
+        for some_go_on in [not all(states[number].stops for number in part.backends)]
         for number, backend in part.backends.items()
     ]
-    uses = Counter[Address]()
-    for part in parts:
-        for backend in part.backends.values():
-            uses[backend.address] += len(part.vips)
     addresses = [backend.address for part in parts for backend in part.backends.values()]
-    ids, services, vips, usable, weights = np.array(rows, np.int64).reshape(-1, 5).T
-    several = np.array([uses[address] > 1 for address in addresses], np.bool_)
+    ids, services, vips, flags, weights = np.array(rows, np.int64).reshape(-1, 5).T
     snapshot.backend_services[:] = -1
     snapshot.backend_services[ids] = services
     snapshot.backend_vips[:] = -1
     snapshot.backend_vips[ids] = vips
     snapshot.backend_flags[:] = 0
-    snapshot.backend_flags[ids] = usable + several * Flag.SEVERAL
+    snapshot.backend_flags[ids] = flags
     snapshot.backend_weights[:] = 0
     snapshot.backend_weights[ids] = weights
     snapshot.backend_bytes[ids] = _bytes(addresses)

@@ -2,9 +2,19 @@
 
 import time
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from loaded_mp.checks.health import Health
+from loaded_mp.memory.snapshot import Flag
 from loaded_mp.status import Wanted
+
+
+class Stops(IntEnum):
+    """What is done about a backend's TCP connections before it, or the daemon, stops."""
+
+    NOT = 0
+    ENDING = Flag.ENDING
+    ENDED = Flag.ENDING | Flag.ENDED
 
 
 @dataclass
@@ -16,11 +26,17 @@ class BackendState:
     health: Health = field(default_factory=Health)
     since_s: float = field(default_factory=time.monotonic)  #: when it last went up or down, CLOCK_MONOTONIC
     cause: str = ""  #: why
+    stops: Stops = Stops.NOT
 
     @property
     def up(self) -> bool:
         """What checks say."""
         return self.health.up
+
+    @property
+    def flags(self) -> int:
+        """For workers: values of Flag."""
+        return self.usable * Flag.USABLE | self.stops
 
     @property
     def usable(self) -> bool:

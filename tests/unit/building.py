@@ -1,5 +1,6 @@
 """Snapshots for tests, built from services as a configuration has them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from loaded_mp.memory.snapshot import Snapshot, snapshot_fields, snapshot_from
 from loaded_mp.packet.address import Address128
 from loaded_mp.services import Ids, Part
 from loaded_mp.supervisor.snapshots import fill
-from loaded_mp.supervisor.state import BackendState
+from loaded_mp.supervisor.state import BackendState, Stops
 
 
 def new_snapshot() -> Snapshot:
@@ -29,11 +30,13 @@ def service(name: str, vips: list[str], backends: dict[str, int], **more: Any) -
 
 
 def build(
-    *services: Service, ids: Ids | None = None, down: tuple[int, ...] = ()
+    *services: Service, ids: Ids | None = None, down: tuple[int, ...] = (), stops: Mapping[int, Stops] = {}
 ) -> tuple[Snapshot, tuple[Part, ...]]:
     """A snapshot in which every backend but `down` is usable at its configured weight."""
     expanded = (ids or Ids()).expand(Config(services=services))
     states = {number: BackendState(health=Health(up=number not in down)) for number in expanded.part_of}
+    for number, stop in stops.items():
+        states[number].stops = stop
     snapshot = new_snapshot()
     fill(snapshot, expanded.parts, states)
     return snapshot, expanded.parts

@@ -23,7 +23,7 @@ from loaded_mp.supervisor.snapshots import fill
 from loaded_mp.supervisor.state import BackendState
 
 CLIENT, VIP, BACKEND = "198.51.100.7", "192.0.2.10", "10.0.0.1"
-VERDICT, BATCH_VERDICT = 1, 3
+VERDICT, BATCH_VERDICT, PAYLOAD = 1, 3, 10
 #: Messages that wait in a Unix socket (net.unix.max_dgram_qlen, at the least).
 WAITING = 10
 
@@ -58,7 +58,11 @@ def parsed(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         assert kind in (3 << 8 | VERDICT, 3 << 8 | BATCH_VERDICT)
         assert struct.unpack_from("!H", data, 18) == (QUEUE,)
         verdict, packet_id = struct.unpack_from("!II", data, 24)
-        yield packet_id, verdict, data[36:length]
+        payload = b""
+        if length > 32:
+            size, attribute = struct.unpack_from("=HH", data, 32)
+            payload = data[36 : 32 + size] if attribute == PAYLOAD else b""
+        yield packet_id, verdict, payload
         data = data[(length + 3) & ~3 :]
 
 

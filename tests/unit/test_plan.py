@@ -122,18 +122,44 @@ def test_the_whole_plan_in_order() -> None:
     assert all(change.why for change in found.changes)
 
 
+#: A request's mark is kept with its connection; replies get it, and are queued.
+MARK = "--mark 0x4c4d2000/0xfffff000"
+
+
+def marked(queue: str) -> list[str]:
+    return [
+        f"-m mark {MARK} -j CONNMARK --save-mark",
+        f"-m mark {MARK} -j RETURN",
+        f"-m connmark {MARK} -j CONNMARK --restore-mark",
+        f"-m mark {MARK} {queue}",
+    ]
+
+
+def misplaced(network: str, queue: str) -> list[str]:
+    return [
+        f"-i eth0 -s {network} -j MARK --set-mark 0x4c4e0000",
+        f"-m mark --mark 0x4c4e0000 {queue}",
+    ]
+
+
 def test_rules_of_ipv4() -> None:
     found = plan(config(), host(), 3, 4)
     queue = "-j NFQUEUE --queue-balance 3:6"
-    assert rules(found, 4, "LOADED-PREROUTING") == [f"-d 192.0.2.10 {queue}"]
+    requests = [f"-d 192.0.2.10 {queue}"]
+    assert rules(found, 4, "LOADED-PREROUTING") == [*misplaced("10.0.0.0/24", queue), *requests]
+    assert rules(found, 4, "LOADED-OUTPUT") == requests
+    assert rules(found, 4, "LOADED-INPUT") == marked(queue)
     assert rules(found, 4, "LOADED-POSTROUTING") == [
+        *marked(queue),
         "-o lo -j RETURN",
+        "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
         f"-p icmp --icmp-type destination-unreachable {queue}",
         f"-p icmp --icmp-type time-exceeded {queue}",
         f"-p icmp --icmp-type parameter-problem {queue}",
+        "-p tcp --syn -j RETURN",
+        "-p icmp --icmp-type echo-request -j RETURN",
         "-s 10.0.0.254 -j RETURN",
         f"-s 10.0.0.0/24 {queue}",
-        "-m conntrack --ctstate INVALID",
     ]
     assert rules(found, 4, "LOADED-NAT") == ["-d 10.0.0.0/24 -j RETURN", "-s 10.0.0.0/24 -j MASQUERADE"]
 
@@ -142,29 +168,53 @@ def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
     found = plan(config(), host(), 3, 1)
     queue = "-j NFQUEUE --queue-num 3"
     link = [f"-p icmpv6 --icmpv6-type {n} -j RETURN" for n in (130, 131, 132, 133, 134, 135, 136, 137, 143)]
-    assert rules(found, 6, "LOADED-PREROUTING") == [*link, f"-d 2001:db8::10 {queue}"]
+    assert rules(found, 6, "LOADED-PREROUTING") == [
+        *link,
+        *misplaced("fd00::/64", queue),
+        f"-d 2001:db8::10 {queue}",
+    ]
     link[7] = "-p icmpv6 --icmpv6-type 137 -j DROP"
     assert rules(found, 6, "LOADED-POSTROUTING") == [
+        *marked(queue),
         "-o lo -j RETURN",
         *link,
+        "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
         *(f"-p icmpv6 --icmpv6-type {n} {queue}" for n in (1, 2, 3, 4)),
+        "-p tcp --syn -j RETURN",
+        "-p icmpv6 --icmpv6-type echo-request -j RETURN",
         "-s fd00::ff -j RETURN",
         f"-s fd00::/64 {queue}",
-        "-m conntrack --ctstate INVALID",
     ]
+
+
+def test_clients_on_a_link_of_backends_get_the_address_of_this_host() -> None:
+    on_link = host(addresses=(("eth1", "10.0.0.253/23"), ("eth0", "192.0.2.1/24")))
+    mark = "-m mark --mark 0x4c4d0000/0xffff0000 -j MASQUERADE"
+    for forwarding in ("rewrite", "conntrack"):
+        assert rules(plan(config({"forwarding": forwarding}), on_link, 0, 1), 4, "LOADED-HAIRPIN") == [
+            f"-s 10.0.0.0/23 {mark}",
+            f"-s 10.0.0.0/24 {mark}",
+            f"-s 192.0.2.10 {mark}",
+        ]
+
+
+def test_where_clients_and_backends_share_an_interface_none_is_misplaced() -> None:
+    for network in ({"private_interface": "eth0"}, {"private_interface": None}, {"public_interface": None}):
+        found = plan(config(**network), host(), 0, 1)
+        assert not any("MARK --set-mark" in rule for rule in rules(found, 4, "LOADED-PREROUTING"))
 
 
 def test_limits_are_mirrored_for_replies() -> None:
     listen = {"listen": ["tcp/80", "udp/5000-5010", "icmp", "tcp"]}
     found = plan(config(listen), host(), 0, 1)
     queue = "-j NFQUEUE --queue-num 0"
-    assert rules(found, 4, "LOADED-PREROUTING") == [
+    assert rules(found, 4, "LOADED-OUTPUT") == [
         f"-d 192.0.2.10 -p tcp --dport 80 {queue}",
         f"-d 192.0.2.10 -p udp --dport 5000:5010 {queue}",
         f"-d 192.0.2.10 -p icmp {queue}",
         f"-d 192.0.2.10 -p tcp {queue}",
     ]
-    assert rules(found, 6, "LOADED-POSTROUTING")[-5:-1] == [
+    assert rules(found, 6, "LOADED-POSTROUTING")[-4:] == [
         f"-s fd00::/64 -p tcp --sport 80 {queue}",
         f"-s fd00::/64 -p udp --sport 5000:5010 {queue}",
         f"-s fd00::/64 -p icmpv6 {queue}",
@@ -175,7 +225,7 @@ def test_limits_are_mirrored_for_replies() -> None:
 def test_icmp_errors_are_queued_whatever_the_limits() -> None:
     found = plan(config({"listen": ["tcp/80"]}), host(), 0, 1)
     queue = "-j NFQUEUE --queue-num 0"
-    assert rules(found, 4, "LOADED-PREROUTING")[1:] == [
+    assert rules(found, 4, "LOADED-PREROUTING")[-3:] == [
         f"-d 192.0.2.10 -p icmp --icmp-type {name} {queue}"
         for name in ("destination-unreachable", "time-exceeded", "parameter-problem")
     ]
@@ -203,7 +253,7 @@ def test_one_service_without_limits_lifts_those_of_the_replies() -> None:
     prerouting = rules(found, 4, "LOADED-PREROUTING")
     assert prerouting[0] == f"-d 192.0.2.10 -p tcp --dport 80 {queue}"
     assert prerouting[-1] == f"-d 192.0.2.11 {queue}"
-    assert rules(found, 4, "LOADED-POSTROUTING")[4:-1] == [
+    assert rules(found, 4, "LOADED-POSTROUTING")[-2:] == [
         f"-s 10.0.0.1/32 {queue}",
         f"-s 10.0.0.2/32 {queue}",
     ]
@@ -243,9 +293,9 @@ def test_masquerading_spares_all_backend_networks_and_may_be_off() -> None:
         "-s 10.1.0.0/24 -j MASQUERADE",
     ]
     off = plan(config(masquerade=False), host(), 0, 1)
-    assert not any(isinstance(change, AddChain) and change.table == "nat" for change in off.changes)
-    for family in (4, 6):
-        assert "-m conntrack --ctstate INVALID" in rules(off, family, "LOADED-POSTROUTING")
+    assert not any(isinstance(change, AddChain) and change.name == "LOADED-NAT" for change in off.changes)
+    for family in (4, 6):  # the match makes the kernel reassemble fragments
+        assert any("-m conntrack" in rule for rule in rules(off, family, "LOADED-POSTROUTING"))
 
 
 def test_only_families_in_use() -> None:
@@ -480,12 +530,13 @@ def test_what_the_kernel_translates_is_queued_once_and_then_known_by_its_mark() 
     chains = {
         (each.table, each.hook): list(each.rules)
         for each in found.changes
-        if isinstance(each, AddChain) and each.family == 4
+        if isinstance(each, AddChain) and each.family == 4 and each.name != "LOADED-UNMARKED"
     }
+    assert chains["nat", "OUTPUT"] == chains["nat", "PREROUTING"]
     assert ("raw", "PREROUTING") not in chains
     assert ("mangle", "PREROUTING") not in chains
     assert chains["nat", "PREROUTING"] == [
-        "-m mark --mark 0x4c4d0000/0xffff0000 -j CONNMARK --save-mark",
+        "-m mark --mark 0x4c4d0000/0xffffe000 -j CONNMARK --save-mark",
         "-m mark --mark 0x4c4d0007 -j DNAT --to-destination 10.0.0.1",
         "-d 192.0.2.10 -j NFQUEUE --queue-balance 0:1",
     ]
@@ -500,7 +551,7 @@ def test_what_the_kernel_translates_is_queued_once_and_then_known_by_its_mark() 
 def test_counters_of_many_backends_share_chains_that_only_their_packets_enter() -> None:
     marks = range(0x4C4D0001, 0x4C4D0000 + 1_000)
     found = plan_with_ids({i: f"10.0.{i // 256}.{i % 256}" for i in range(1, 1_000)})
-    chains = [each for each in found.changes if isinstance(each, AddChain) and each.hook == "FORWARD"]
+    chains = [each for each in found.changes if isinstance(each, AddChain) and "LOADED-FORWARD" in each.name]
     counted = []
     for chain in chains:
         words = re.fullmatch(r"-m connmark --mark (0x\w+)/(0x\w+)", chain.match)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loaded_mp.lab.namespace import Namespace
+from loaded_mp.lab.speaker import PORT
 from loaded_mp.lab.wait import wait_until
 
 _STOP_S = 20.0
@@ -37,6 +38,8 @@ class Backend:
         self.ipv4, self.ipv6 = ipv4, ipv6
         self._folder = folder / self.name
         self._folder.mkdir()
+        self._speaks = folder / "speaks"
+        self._speaks.touch()
         self._web: subprocess.Popen[str] | None = None
         configuration = _NGINX.format(
             folder=self._folder,
@@ -52,7 +55,12 @@ class Backend:
         self.namespace.start(
             sys.executable, "-m", "loaded_mp.lab.udp_server", self.name, self.ipv4, self.ipv6
         )
+        addresses = (self.ipv4, self.ipv6)
+        self.namespace.start(
+            sys.executable, "-m", "loaded_mp.lab.speaker", self.name, str(self._speaks), *addresses
+        )
         wait_until(lambda: self._listens("-u", 53), f"{self.name} answers DNS")
+        wait_until(lambda: self._listens("-t", PORT), f"{self.name} speaks")
 
     def start_web(self) -> None:
         """Start nginx and wait until it listens."""

@@ -211,6 +211,10 @@ class Lab:
             names = [link["ifname"] for link in links]
             namespace.run(sys.executable, "-m", "loaded_mp.lab.offloads", *names)
 
+    def let_backends_speak(self) -> None:
+        """Let every speaker say a line on each of its connections."""
+        (self.folder / "speaks").touch()
+
     def big_file(self, mib: int) -> str:
         """Have all backends serve /big of so many MiB; its SHA-256 in hexadecimal."""
         block = hashlib.shake_256(b"loaded-mp").digest(1 << 20)

@@ -3,6 +3,8 @@
 import sys
 
 from loaded_mp.lab.lab import Lab
+from loaded_mp.lab.namespace import Namespace
+from loaded_mp.lab.speaker import PORT
 
 #: Sends a line at each command on its input to a connected socket and prints what happens to it.
 _TALK = """
@@ -41,3 +43,63 @@ class Talk:
         """The answer to what was asked."""
         assert self._process.stdout
         return self._process.stdout.readline().strip()
+
+
+#: Says and hears lines over one connection, at commands on its input.
+_LINE = """
+import socket, sys
+address, port, source = sys.argv[1:]
+bound = (source, 0) if source else None
+try:
+    line = socket.create_connection((address, int(port)), timeout=5, source_address=bound)
+except OSError as error:
+    sys.exit(print(type(error).__name__))
+print("connected", flush=True)
+heard = b""
+for command in sys.stdin:
+    try:
+        if command.startswith("say "):
+            line.sendall(command[4:].encode())
+            continue
+        line.settimeout(float(command))
+        while b"\\n" not in heard:
+            piece = line.recv(1000)
+            heard += piece or b"closed\\n"
+        first, heard = heard.split(b"\\n", 1)
+        print(first.decode(), flush=True)
+    except TimeoutError:
+        print("nothing", flush=True)
+    except ConnectionResetError:
+        print("reset", flush=True)
+        break
+"""
+
+
+class Line:
+    """One connection to a lab's speaker."""
+
+    def __init__(self, namespace: Namespace, address: str, source: str = "") -> None:
+        """`source`: the address to speak from; empty: the kernel's choice."""
+        self._process = namespace.talk(sys.executable, "-c", _LINE, address, str(PORT), source)
+        assert self._process.stdout
+        self.begun = self._process.stdout.readline().strip()
+
+    def ask(self, text: str = "hello", timeout_s: float = 5.0) -> str:
+        """Say something and hear the answer, as `hear`."""
+        self.say(text)
+        return self.hear(timeout_s)
+
+    def say(self, text: str = "hello") -> None:
+        """Send a line."""
+        self._write(f"say {text}")
+
+    def hear(self, timeout_s: float = 5.0) -> str:
+        """The next line that comes, or "nothing", "reset" or "closed"."""
+        self._write(str(timeout_s))
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+    def _write(self, command: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()

@@ -28,7 +28,6 @@ from world import (
     ALL,
     BACKENDS,
     CLIENT,
-    HOOK_POSTROUTING,
     ROUTER,
     START,
     VIP,

@@ -120,6 +120,11 @@ class IdTable(Generic[Key]):
             self._ids[key], self._keys[number] = number, key
         return self._ids[key]
 
+    def rename(self, before: Key, after: Key) -> None:
+        """Let `after` have the number of `before`."""
+        self._ids[after] = number = self._ids.pop(before)
+        self._keys[number] = after
+
     def release(self, number: int) -> None:
         """Let a number be given to another key. Raises KeyError if nobody holds it."""
         del self._ids[self._keys.pop(number)]
@@ -147,10 +152,11 @@ class Ids:
         self.vips: IdTable[Address] = IdTable("VIPs", MAX_VIPS, lambda vip: crc32(vip.packed))
         self.backends: IdTable[BackendKey] = IdTable("backends (one in two services is two)", MAX_BACKENDS)
 
-    def expand(self, config: Config) -> Services:
+    def expand(self, config: Config, before: Services | None = None) -> Services:
         """A configuration in numbers. Raises TooLargeError, and then changes nothing.
 
-        A family in which a service has no VIP is left out.
+        A family in which a service has no VIP is left out. A service that was in `before` under another name
+        keeps its numbers.
         """
         families = [
             (service, family, vips, [each for each in service.backends if each.address.version == family])
@@ -172,6 +178,8 @@ class Ids:
             raise TooLargeError(
                 "scheduler slots", slots, MAX_SLOTS, "use smaller weights of the same proportion"
             )
+        if before:
+            self._rename(before.config, config)
         parts = tuple(
             Part(
                 self.services.id_of((service.name, family)),
@@ -183,6 +191,24 @@ class Ids:
             for service, family, vips, backends in families
         )
         return Services(config, parts)
+
+    def _rename(self, before: Config, after: Config) -> None:
+        """What has the same VIPs and listeners as a service that is gone is that service."""
+
+        def place(service: Service) -> Hashable:
+            return frozenset(vip.ip for vip in service.vips), frozenset(service.listen)
+
+        old, new = ({service.name for service in each.services} for each in (before, after))
+        gone = {place(service): service.name for service in before.services if service.name not in new}
+        for service in after.services:
+            if service.name in old or not (name := gone.pop(place(service), "")):
+                continue
+            for (held, family), _ in self.services.items():
+                if held == name:
+                    self.services.rename((name, family), (service.name, family))
+            for (held, address), _ in self.backends.items():
+                if held == name:
+                    self.backends.rename((name, address), (service.name, address))
 
 
 _FAMILIES: tuple[Family, ...] = (4, 6)

@@ -49,7 +49,7 @@ _TRIES = 16
 #: In place of a backend id.
 _NO_BACKEND, _LOST_RACE = -1, -2
 _ONE = np.uint64(1)
-_STOPS = Flag.ENDING | Flag.ENDED
+_STOPS = int(Flag.ENDING | Flag.ENDED)
 
 
 @compiled
@@ -107,12 +107,12 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
     backend = _backend_for(work, service, client_flow(work, service, ends), ends.protocol)
     if backend < 0:
         return (Reason.NO_BACKEND if backend == _NO_BACKEND else Reason.LOST_RACE), -1, 0
-    if _is_tcp(header) and snapshot.backend_flags[backend] & _STOPS:
-        if begins_connection(packet, header):
-            return Reason.ENDING, -1, 0
-        if snapshot.backend_flags[backend] & Flag.ENDED:
-            return Reason.ENDED, -1, 0
-    if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK:
+    stops = snapshot.backend_flags[backend] & _STOPS if _is_tcp(header) else 0
+    if stops and begins_connection(packet, header):
+        return Reason.ENDING, -1, 0
+    if stops & Flag.ENDED:
+        return Reason.ENDED, -1, 0
+    if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK and not stops:
         return Reason.OK, backend, BACKEND + backend
     set_destination(packet, header, snapshot.backend_bytes[backend, : address_length(header.version)])
     _count_to_backend(work, backend, header)
@@ -219,8 +219,10 @@ def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> tuple[Reason,
         service, vip = snapshot.backend_services[backend], snapshot.backend_vips[backend]
         listens = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, port) == service
         if listens and _has_flow(work, backend, ends):
+            # The kernel would take it for a new connection, and could not translate the client's then.
             marks = snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK
-            if marks or found >= 0 or snapshot.backend_flags[backend] & Flag.SEVERAL:
+            ending = snapshot.backend_flags[backend] & Flag.ENDING
+            if (marks and not ending) or found >= 0 or snapshot.backend_flags[backend] & Flag.SEVERAL:
                 return Reason.UNMARKED, -1, -1
             found, found_vip = backend, vip
     return (Reason.OK if found >= 0 else Reason.NO_FLOW), found, found_vip

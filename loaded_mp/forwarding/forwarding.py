@@ -1,7 +1,7 @@
 """What a way of forwarding is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -60,6 +60,14 @@ class Forwarding(ABC):
     def counted(self, families: tuple[Family, ...]) -> dict[int, Counted]:
         """What others than workers counted since their counters began, by backend id. Raises NetworkError."""
         return {}
+
+    def leave(self, vips: Iterable[int], backends: Iterable[int]) -> None:
+        """Let go of the connections of these ids, which another way of forwarding goes on with.
+
+        Raises NetworkError.
+        """
+        for backend in backends:
+            self.forget(backend)
 
     def forget(self, backend: int) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of the connections that others than workers hold for a backend id. Raises NetworkError."""

@@ -10,7 +10,7 @@ Port matches rely on whole packets: the conntrack match in LOADED-POSTROUTING ma
 fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from loaded_mp.fields import Address
@@ -45,6 +45,13 @@ class Rewrite(Forwarding):
         yield Chain("mangle", "INPUT", "LOADED-INPUT", tuple(_marked(side)), _OWN_REQUESTS)
         yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", tuple(_requests(side)), "packets for VIPs")
         yield Chain("raw", "OUTPUT", "LOADED-OUTPUT", tuple(_for_vips(side)), _OWN_REQUESTS)
+
+    def leave(self, vips: Iterable[int], backends: Iterable[int]) -> None:
+        """Delete the connections of these VIPs, lest the kernel take them for others than the clients'."""
+        from loaded_mp.network.conntrack import forget_connections  # noqa: PLC0415 (names need no netlink)
+
+        for vip in vips:
+            forget_connections(VIP + vip)
 
 
 def _requests(side: Side) -> Iterator[str]:

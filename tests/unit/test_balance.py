@@ -808,6 +808,40 @@ def test_while_the_daemon_stops_one_end_resets_the_other(version: int, size: int
 
 
 @both
+def test_a_connection_that_the_kernel_translated_is_told_too(version: int) -> None:
+    """Once conntrack has been made to forget it, both ends' segments come to be decided."""
+    service = web(forwarding="conntrack")
+    world = World(service)
+    client, vip = CLIENT[version], VIP[version]
+    decision, _ = world.decide(bytes(ip(version, client, vip) / TCP(sport=1, dport=80)), HOOK_PREROUTING)
+    backend = next(a for (_, a), n in world.backends.items() if n == decision.mark - BACKEND)
+    world.publish(service, stops=dict.fromkeys(ALL, Stops.ENDING))
+    for source, destination, sport, dport, reached in (
+        (client, vip, 1, 80, (client, backend)),
+        (backend, client, 80, 1, (vip, client)),
+    ):
+        layer = TCP(sport=sport, dport=dport, seq=7, ack=9, flags="PA") / b"more"
+        hook = HOOK_PREROUTING if source == client else HOOK_POSTROUTING
+        decision, result = world.decide(bytes(ip(version, source, destination) / layer), hook)
+        expected = bytes(
+            ip(version, *reached) / TCP(sport=sport, dport=dport, seq=7, ack=9, flags="RA", window=0)
+        )
+        assert (decision.verdict, result[: len(expected)]) == (NF_ACCEPT, expected)
+
+
+@both
+def test_a_backend_that_is_taken_away_takes_no_new_flows_while_others_serve(version: int) -> None:
+    world = World(web())
+    gone = BACKENDS[version][0]
+    world.publish(web(), stops={gone: Stops.ENDING})
+    homes = {
+        world.backend_of(ip(version, CLIENT[version][:-1] + str(i), VIP[version]) / TCP(dport=80))
+        for i in range(1, 31)
+    }
+    assert homes == {*BACKENDS[version][1:]}
+
+
+@both
 def test_while_the_daemon_stops_no_connection_begins_and_other_protocols_go_on(version: int) -> None:
     world = World(web())
     world.publish(web(), stops=dict.fromkeys(ALL, Stops.ENDING))

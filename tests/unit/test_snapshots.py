@@ -139,6 +139,32 @@ def test_ids_stay_until_they_are_released() -> None:
         ids.backends.release(gone.pop())
 
 
+def test_a_vip_has_the_same_id_in_every_process_and_configuration() -> None:
+    """Marks of connections outlive both."""
+    web = service("web", ["192.0.2.10", "2001:db8::10"], {"10.0.0.1": 1})
+    more = [service(f"more{n}", [f"198.51.100.{n}"], {"10.0.0.1": 1}) for n in range(20)]
+    _, alone = build(web)
+    _, last = build(*more, web)
+    assert [part.vips for part in last if part.service.name == "web"] == [part.vips for part in alone]
+
+
+def test_a_service_that_only_has_another_name_keeps_its_numbers() -> None:
+    ids = Ids()
+    backends = {"10.0.0.1": 1, "fd00::1": 1}
+    web = service("web", ["192.0.2.10", "2001:db8::10"], backends, listen=["tcp/80"])
+    mail = service("mail", ["192.0.2.10"], backends, listen=["tcp/25"])
+    before = ids.expand(Config(services=(web, mail)))
+    renamed = web.model_copy(update={"name": "site"})
+    after = ids.expand(Config(services=(renamed, mail)), before)
+    assert [(part.id, part.backends) for part in after.parts] == [
+        (part.id, part.backends) for part in before.parts
+    ]
+    assert ids.expand(before.config, after).parts == before.parts
+    moved = service("post", ["192.0.2.11"], backends, listen=["tcp/25"])
+    other = ids.expand(Config(services=(web, moved)), before)
+    assert other.parts[-1].id not in {part.id for part in before.parts}
+
+
 def many(count: int, **more: Any) -> list[Service]:
     return [
         service(f"s{i}", [f"192.0.{i // 250}.{i % 250}"], {"10.0.0.1": 1, "10.0.0.2": 1}, **more)

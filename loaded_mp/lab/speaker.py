@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PORT = 7000
+SPEAKS = b" speaks\n"
 _POLL_S = 0.02
 
 
@@ -28,7 +29,7 @@ async def speak(name: str, file: Path, *addresses: str) -> None:
         if changed != last:
             last = changed
             for writer in clients:
-                writer.write(f"{name} speaks\n".encode())
+                writer.write(name.encode() + SPEAKS)
         await asyncio.sleep(_POLL_S)
         changed = file.stat().st_mtime_ns
 

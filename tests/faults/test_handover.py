@@ -10,61 +10,15 @@ from itertools import pairwise
 import pytest
 
 from loaded_mp.lab.backend import Backend
+from loaded_mp.lab.clients import KINDS
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options
 from loaded_mp.lab.talk import Talk
 from loaded_mp.lab.wait import wait_until
 
-SOURCES = 60
-BIG_MIB = 4
-
-#: Opens connections from many sources, half of which download slowly and half of which are idle until a line
-#: comes; prints how many there are, and then how many were served to their ends by whom they were begun with.
-CLIENTS = """
-import asyncio, sys
-vip, size, *sources = sys.argv[1:]
-size = int(size)
-ASK = b"GET %s HTTP/1.1\\r\\nHost: vip\\r\\n\\r\\n"
-async def head(reader):
-    text = (await reader.readuntil(b"\\r\\n\\r\\n")).decode().lower()
-    return int(text.split("content-length:")[1].split()[0])
-async def ask(reader, writer):
-    writer.write(ASK % b"/")
-    return (await reader.readexactly(await head(reader))).decode().strip()
-async def one(number, source, begun, over):
-    reader, writer = await asyncio.open_connection(vip, 80, local_addr=(source, 0), limit=4096)
-    name = await ask(reader, writer)
-    got = size
-    if number % 2:
-        writer.write(ASK % b"/big")
-        assert await head(reader) == size
-        got = 0
-        begun.release()
-        while got < size:
-            await asyncio.sleep(0 if over.is_set() else 0.05)
-            piece = await reader.read(4096)
-            if not piece:
-                return False
-            got += len(piece)
-    else:
-        begun.release()
-        await over.wait()
-    fine = await ask(reader, writer) == name and got == size
-    writer.close()
-    return fine
-async def main():
-    begun, over = asyncio.Semaphore(0), asyncio.Event()
-    tasks = [asyncio.create_task(one(n, s, begun, over)) for n, s in enumerate(sources)]
-    for _ in sources:
-        await begun.acquire()
-    print(len(tasks), flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
-    over.set()
-    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
-    broken = [repr(each) for each in results if each is not True]
-    print(len(results) - len(broken), broken[:3], flush=True)
-asyncio.run(main())
-"""
+SOURCES = 250
+BIG_MIB = 1
+HAND_OVERS = 10
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +29,18 @@ def lab() -> Iterator[Lab]:
 
 
 class Clients:
-    """Connections that last, half of them downloading, half of them idle."""
+    """Connections that last: downloads, uploads, those on which servers speak, and idle ones."""
 
     def __init__(self, lab: Lab, vip: str) -> None:
-        size = str(BIG_MIB << 20)
-        self._process = lab.client.talk(sys.executable, "-c", CLIENTS, vip, size, *lab.sources(vip))
+        words = (sys.executable, "-m", "loaded_mp.lab.clients", vip, str(BIG_MIB << 20))
+        self._process = lab.client.talk(*words, *lab.sources(vip))
         assert self._process.stdout
-        assert self._process.stdout.readline() == f"{SOURCES}\n"
+        assert self._process.stdout.readline() == f"{KINDS * SOURCES}\n"
 
     def all_served(self) -> None:
         """Let all come to their ends; they must have been served throughout."""
         said, _ = self._process.communicate("\n", timeout=90)
-        assert said == f"{SOURCES} []\n"
+        assert said == f"{KINDS * SOURCES} []\n"
 
 
 def restart(lab: Lab, daemon: Daemon) -> Daemon:
@@ -125,6 +79,7 @@ def test_connections_go_on(lab: Lab, forwarding: str, again: Callable[[Lab, Daem
     after = daemon.status()
     ping.send_signal(signal.SIGINT)
     said, _ = ping.communicate(timeout=10)
+    lab.let_backends_speak()
     for each in clients:
         each.all_served()
     assert {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS} == homes
@@ -161,8 +116,12 @@ def test_many_hand_overs_leave_what_one_leaves(lab: Lab) -> None:
 
     restart(lab, daemon)
     first = figures()
-    for _ in range(5):
+    clients = [Clients(lab, vip) for vip in VIPS]
+    for _ in range(HAND_OVERS):
         restart(lab, daemon)
+    lab.let_backends_speak()
+    for each in clients:
+        each.all_served()
     assert figures() == first
     daemon.stop()
 

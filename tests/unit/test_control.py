@@ -13,7 +13,7 @@ from test_metrics import STATUS
 from loaded_mp.control import client, server
 from loaded_mp.control.client import ControlError, ask
 from loaded_mp.control.commands import COMMANDS, Commands
-from loaded_mp.metrics.server import serve_metrics
+from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.status import Status
 
@@ -34,6 +34,9 @@ class Daemon:
 
     async def restart(self) -> list[str]:
         return self._mistakes
+
+    def stop(self) -> None:
+        self._mistakes.clear()
 
 
 class MoreCommands(Commands):
@@ -178,8 +181,9 @@ def test_only_root_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_metrics_are_served_over_tcp() -> None:
     async def run() -> str:
-        async with serve_metrics("127.0.0.1:0", lambda: STATUS) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        listeners = metrics_sockets("127.0.0.1:0")
+        async with serve_metrics(listeners, lambda: STATUS):
+            reader, writer = await asyncio.open_connection(*listeners[0].getsockname())
             writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
             text = (await reader.read()).decode()
             writer.close()

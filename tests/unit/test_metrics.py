@@ -61,6 +61,8 @@ STATUS = Status(
         capacity=1000, used=16, memory_bytes=4096, counters=counted(FlowTableCounter, 3000)
     ),
     drifts_mended=0,
+    counters_age_s=0.5,
+    counters_fault="",
     reasons={reason.name.lower(): int(reason) for reason in Reason if reason is not Reason.OK},
 )
 

@@ -1,0 +1,48 @@
+"""What has changed goes to the workers, and connections to backends that went are let go of."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from loaded_mp.log import event
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+
+class Changes:
+    """Collects changes of backends."""
+
+    def __init__(self, backends: Backends, publisher: Publisher) -> None:
+        self._backends = backends
+        self._publisher = publisher
+        self._told = asyncio.Event()
+        self._gone: set[int] = set()  #: backends whose connections are to be forgotten
+
+    def tell(self, *gone: int) -> None:
+        """Something has changed; connections to the backends with these ids are over."""
+        self._gone.update(gone)
+        self._told.set()
+
+    async def run(self) -> None:
+        """Publish what was told, until cancelled."""
+        while True:
+            await self._told.wait()
+            self._told.clear()
+            await self._publisher.publish(self._backends.fill)
+            self._backends.note()
+            await self.forget_connections(())
+
+    async def forget_connections(self, gone: Iterable[int]) -> None:
+        """Let go of the connections to these backends, and to those that were told."""
+        self._gone.update(gone)
+        if not self._gone:
+            return
+        await self._publisher.stamped()
+        while self._gone:
+            try:
+                self._backends.forget_connections(self._gone.pop())
+            except NetworkError as error:
+                log.error(event("connections-kept", cause=str(error)))

@@ -81,10 +81,10 @@ class Accounting:
             for number, last in self._last.items()
             if any(now.get(number, {}).get(column, 0) < value for column, value in last.items())
         )
-        self._last, self._read_s = now, self._clock()
         if self.fault:
-            log.info(event("counters-read"))
+            log.info(event("counters-read", after_s=f"{self.age_s:.0f}"))
             self.fault = ""
+        self._last, self._read_s = now, self._clock()
 
     def _keep(self, numbers: Iterable[int]) -> None:
         """The counters of these backends have begun anew."""

@@ -28,10 +28,13 @@ async def aside(work: Callable[[], Result], patience_s: float = _PATIENCE_S) -> 
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:
             done = asyncio.get_running_loop().run_in_executor(pool, patiently)
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            mine.lose()
-            await asyncio.wait([done])
-            raise
+            try:
+                await asyncio.wait([done])
+            except asyncio.CancelledError:
+                mine.lose()
+                await asyncio.wait([done])
+                done.exception()  # asyncio logs what nobody has looked at
+                raise
+            return done.result()
         except RuntimeError as error:  # no thread to be had, here or within `work`
             raise NetworkError(str(error)) from error

@@ -5,6 +5,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 from typing import IO, TypeVar
 
 import pytest
@@ -50,7 +51,7 @@ class MoreCommands(Commands):
 def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A daemon may run on this machine."""
     path = tmp_path / "run" / "control.socket"
-    monkeypatch.setattr(client, "control_path", lambda namespace: path)
+    monkeypatch.setattr(client, "control_path", lambda namespace="": path)
     monkeypatch.setattr(server, "control_path", lambda: path)
     return path
 
@@ -177,6 +178,19 @@ def test_only_root_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     for asking in (lambda: ask("status", Status), lambda: ask("nonsense", Status)):
         with pytest.raises(ControlError, match="only root"):
             served(asking)
+
+
+def test_whoever_holds_the_lock_runs() -> None:
+    assert not client.is_running()
+    with server.control_socket():
+        assert client.is_running()
+    assert not client.is_running()
+
+
+def test_stop_is_answered() -> None:
+    daemon = Daemon("a mistake")
+    served(lambda: ask("stop", NoneType), Commands(daemon))
+    assert asyncio.run(daemon.reload()) == []
 
 
 def test_metrics_are_served_over_tcp() -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import partial
 
 from loaded_mp.log import event
 from loaded_mp.network.errors import NetworkError
+from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.publisher import Publisher
 
@@ -19,6 +21,7 @@ class Changes:
         self._backends = backends
         self._publisher = publisher
         self._told = asyncio.Event()
+        self._forgetting = asyncio.Lock()
         self._gone: set[int] = set()  #: backends whose connections are to be forgotten
 
     def tell(self, *gone: int) -> None:
@@ -38,11 +41,11 @@ class Changes:
     async def forget_connections(self, gone: Iterable[int]) -> None:
         """Let go of the connections to these backends, and to those that were told."""
         self._gone.update(gone)
-        if not self._gone:
-            return
-        await self._publisher.stamped()
-        while self._gone:
-            try:
-                self._backends.forget_connections(self._gone.pop())
-            except NetworkError as error:
-                log.error(event("connections-kept", cause=str(error)))
+        async with self._forgetting:
+            if self._gone:
+                await self._publisher.stamped()
+            while self._gone:
+                try:
+                    await aside(partial(self._backends.forget_connections, self._gone.pop()))
+                except NetworkError as error:
+                    log.error(event("connections-kept", cause=str(error)))

@@ -261,10 +261,11 @@ class Daemon:
         """Become the program anew, as its files are now, while workers go on; what keeps it from that."""
         if self._reload.lock.locked():
             return ["a reload is under way; try again when the log says what came of it"]
-        try:
-            await read_again(self._load)
-        except RefusedError as refused:
-            return refused.mistakes
+        async with self._reload.lock:
+            try:
+                await read_again(self._load)
+            except RefusedError as refused:
+                return refused.mistakes
         assert self._children
         self.backends.note()
         handed = Inherited(

@@ -79,4 +79,6 @@ class Status(_Model):
     workers: tuple[WorkerStatus, ...]
     flow_table: FlowTableStatus
     drifts_mended: int  #: how often something that others took away of the network set-up was put back
+    counters_age_s: float  #: seconds since the counters that others than workers keep were last read
+    counters_fault: str  #: why they could not be read the last time; empty: they could
     reasons: dict[str, int]  #: packets by Reason name in lower case, without ok

@@ -23,6 +23,7 @@ _COMMANDS = {
     "reload": "Let the running daemon read its configuration again.",
     "restart": "Let the running daemon become the program that is installed now.",
     "status": "Show what the running daemon does.",
+    "stop": "End the running daemon and wait until it is gone.",
     "warm-up": "Compile now, so that the first start is a fast one.",
 }
 

@@ -17,17 +17,16 @@ log = logging.getLogger(__name__)
 
 
 def run(source: Source, config: Config, *, network_setup: bool, debug: bool) -> int:
-    """Run until SIGTERM or SIGINT; the exit status: 0, or 1 if the start failed."""
+    """Run until SIGTERM or SIGINT; the exit status: 1 if the start failed or something was left, else 0."""
     forced = {"log_level": "debug"} if debug else {}
     config = config.model_copy(update=forced)
     start_log(config.log_level)
 
-    async def whole_life() -> None:
-        await Daemon(config, lambda: source.load().model_copy(update=forced), network_setup).run()
+    async def whole_life() -> bool:
+        return await Daemon(config, lambda: source.load().model_copy(update=forced), network_setup).run()
 
     try:
-        asyncio.run(whole_life())
+        return 0 if asyncio.run(whole_life()) else 1
     except (AlreadyRunningError, QueueError, NetworkError, StartError, TooLargeError, OSError) as error:
         log.error(event("start-failed", cause=str(error)))
         return 1
-    return 0

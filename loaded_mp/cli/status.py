@@ -51,6 +51,13 @@ def show(console: Console, now: Status) -> None:
     if now.drifts_mended:
         times = f"{now.drifts_mended:,} times"
         console.print(f"network set-up: put back {times}; the log says what", style="yellow")
+    if now.counters_fault:
+        age = _duration(now.counters_age_s)
+        console.print(
+            f"what the kernel's rules count was last read {age} ago: {now.counters_fault}",
+            style="bold red",
+            markup=False,
+        )
     console.print(f"loaded-mp {now.version}, up {now.uptime_s:,.0f} s, generation {now.generation}")
 
 

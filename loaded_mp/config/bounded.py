@@ -20,7 +20,8 @@ LOAD_TIMEOUT_S = 10.0
 
 
 async def load_bounded(load: Callable[[], Config], timeout_s: float = LOAD_TIMEOUT_S) -> Config:
-    """What `load` gives; the event loop goes on meanwhile. It forks, so the process must have one thread.
+    """What `load` gives; the event loop goes on meanwhile. It forks: a thread that runs meanwhile must hold
+    no lock that `load` takes.
 
     Raises ConfigError if `load` does, or if it gives nothing in time; OSError if there is no process for it.
     """

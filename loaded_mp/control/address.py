@@ -14,3 +14,8 @@ ALLOWED_USER = 0
 def control_path(namespace: str = "/proc/self/ns/net") -> Path:
     """The control socket of a network namespace, named by its inode as the record of changes is."""
     return DIRECTORY / f"{os.stat(namespace).st_ino}.socket"
+
+
+def lock_path(control: Path) -> Path:
+    """What the daemon holds locked (flock(2)) as long as it lives."""
+    return control.with_suffix(".lock")

@@ -1,5 +1,6 @@
 """Asking a running daemon."""
 
+import fcntl
 import http.client
 import os
 import socket
@@ -8,7 +9,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from loaded_mp.control.address import ALLOWED_USER, TIMEOUT_S, control_path
+from loaded_mp.control.address import ALLOWED_USER, TIMEOUT_S, control_path, lock_path
 from loaded_mp.status import Status
 
 Answer = TypeVar("Answer")
@@ -37,6 +38,18 @@ def ask(command: str, answer_type: type[Answer], /, **arguments: object) -> Answ
 def status_of(namespace: str) -> Status:
     """What the daemon of the network namespace at a path says of itself. Raises ControlError."""
     return _understood(_post("/status", b"", namespace), Status)
+
+
+def is_running() -> bool:
+    """Whether a daemon holds the lock of this network namespace, also while it starts or stops."""
+    try:
+        with lock_path(control_path()).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _understood(body: bytes, answer_type: type[Answer]) -> Answer:
@@ -68,6 +81,10 @@ def _post(path: str, body: bytes, namespace: str = "/proc/self/ns/net") -> bytes
         raise ControlError(
             "the daemon closed the connection: too many are open, or it stops; try again"
         ) from error
+    except TimeoutError:
+        raise ControlError(
+            f"no answer within {TIMEOUT_S:g} s; what was asked for may still be done: see the daemon's log"
+        ) from None
     except (OSError, http.client.HTTPException) as error:
         raise ControlError(f"the daemon does not answer: {error}") from error
     finally:

@@ -14,6 +14,8 @@ class Daemon(Protocol):
 
     async def restart(self) -> list[str]: ...
 
+    def stop(self) -> None: ...
+
 
 class Commands:
     """Each public method is a command: its arguments come by name, its answer goes as JSON (pydantic)."""
@@ -32,6 +34,10 @@ class Commands:
     async def restart(self) -> list[str]:
         """Become the program anew, with the same memory and queues; what keeps the daemon from it."""
         return await self._daemon.restart()
+
+    async def stop(self) -> None:
+        """End, as at SIGTERM; the answer comes before that."""
+        self._daemon.stop()
 
 
 #: Their names.

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from loaded_mp.accepting import serve_http
-from loaded_mp.control.address import ALLOWED_USER, control_path
+from loaded_mp.control.address import ALLOWED_USER, control_path, lock_path
 from loaded_mp.control.commands import COMMANDS, Commands
 from loaded_mp.network.errors import NetworkError
 
@@ -34,7 +34,7 @@ def control_socket() -> Iterator[socket.socket]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _lock(stack, path.with_suffix(".lock"))
+            _lock(stack, lock_path(path))
             path.unlink(missing_ok=True)  # a daemon that was killed left it
             control = stack.enter_context(socket.socket(socket.AF_UNIX))
             control.bind(str(path))

@@ -63,6 +63,8 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
             reason, backend, mark = _to_backend(packet, header, queued.mark, work)
         else:
             reason, backend = _to_client(packet, header, queued.mark, work)
+    if reason == Reason.TOLD and not queued.cut:
+        return Decision(NF_ACCEPT, True, make_reset(packet, header), 0, reason)
     if reason != Reason.OK:
         fate = FATES[0 if from_client else 1, reason]
         passes = fate == Fate.PASS or (
@@ -152,6 +154,9 @@ def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Re
         return _error_to_client(packet, header, mark, work)
     ends = ends_of(packet, header, False)
     reason, backend, vip = _connection_of(work, header, ends, mark)
+    if reason == Reason.GONE and vip >= 0 and _is_tcp(header):
+        set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
+        return Reason.TOLD, -1
     if reason != Reason.OK:
         return reason, -1
     _renew(work, backend, ends, not _is_tcp(header) or goes_on(packet, header))
@@ -185,7 +190,7 @@ def _error_to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tu
 
 @compiled
 def _connection_of(work: Work, header: Header, ends: Ends, mark: int) -> tuple[Reason, int, int]:
-    """Backend id and VIP id of the connection between client and backend that a packet belongs to.
+    """Backend id and VIP id of the connection between client and backend that a packet belongs to, or -1.
 
     Its mark says by which VIP it came, and that it came by one. `header` is that of the packet, or of the one
     that an ICMP error quotes.
@@ -197,12 +202,14 @@ def _connection_of(work: Work, header: Header, ends: Ends, mark: int) -> tuple[R
     service = -1
     if snapshot.vip_rows[vip] >= 0:
         service = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, _port(header, ends))
+    else:
+        vip = -1
     backend = member_of(snapshot, row, service) if row >= 0 and service >= 0 else -1
     if backend >= 0:
         return Reason.OK, backend, vip
     # A client may go on with the same ports without the VIP: then this is its own packet.
     to_backend = row < 0 and address_row(snapshot, ends.client) >= 0
-    return (Reason.NO_FLOW if to_backend else Reason.GONE), -1, -1
+    return (Reason.NO_FLOW if to_backend else Reason.GONE), -1, vip
 
 
 @compiled

@@ -35,6 +35,11 @@ class StatusCollector(Collector):
             "Times that something others took away of the network set-up was put back.",
             status.drifts_mended,
         )
+        yield GaugeMetricFamily(
+            "loaded_mp_counters_age_seconds",
+            "Time since the counters that the kernel's rules keep were last read.",
+            status.counters_age_s,
+        )
         backends = [
             ([service.name, backend.name, backend.address], backend)
             for service in status.services

@@ -1,7 +1,7 @@
 """/metrics over TCP, in the supervisor's one thread."""
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
 from aiohttp import web
@@ -15,23 +15,8 @@ from loaded_mp.status import Status
 _MOST_CONNECTIONS = 64
 
 
-@asynccontextmanager
-async def serve_metrics(listen: str, status: Callable[[], Status]) -> AsyncIterator[int]:
-    """Serve /metrics on HOST:PORT as long as the context lasts; the port. Raises OSError if it is taken."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatusCollector(status))
-
-    async def get_metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
-
-    listeners = _listeners(listen)
-    async with serve_http("metrics", [web.get("/metrics", get_metrics)], listeners, _MOST_CONNECTIONS):
-        yield listeners[0].getsockname()[1]
-
-
-def _listeners(listen: str) -> list[socket.socket]:
-    """A bound socket for each address of HOST:PORT. Raises OSError."""
+def metrics_sockets(listen: str) -> list[socket.socket]:
+    """A listening socket for each address of HOST:PORT. Raises OSError if one is taken."""
     host, _, port = listen.rpartition(":")
     # Not asked by the event loop: that keeps a thread for it, and the supervisor has one thread.
     addresses = socket.getaddrinfo(
@@ -44,3 +29,19 @@ def _listeners(listen: str) -> list[socket.socket]:
         ]
         unless_all_are_bound.pop_all()
     return listeners
+
+
+@asynccontextmanager
+async def serve_metrics(
+    listeners: Sequence[socket.socket], status: Callable[[], Status]
+) -> AsyncIterator[None]:
+    """Serve /metrics as long as the context lasts; then the sockets are closed."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(status))
+
+    async def get_metrics(request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+
+    async with serve_http("metrics", [web.get("/metrics", get_metrics)], listeners, _MOST_CONNECTIONS):
+        yield

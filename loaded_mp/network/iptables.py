@@ -2,16 +2,22 @@
 
 import os
 import subprocess
+from subprocess import PIPE
 from typing import Literal
 
 from loaded_mp.network.changes import AddChain
 from loaded_mp.network.errors import NetworkError
+from loaded_mp.network.patience import Patience, patience
 
 #: Forces a variant: nft or legacy. Unset or empty: what `iptables` is on this host.
 VARIANT = "LOADED_MP_IPTABLES"
 
 _LOCK_WAIT_S = 10
-_TIMEOUT_S = 30
+_TIMEOUT_S = 30.0
+#: How often a call looks whether it is still waited for.
+_LOOK_S = 0.1
+#: Exit status of all iptables commands where the kernel or the lock of others is in the way (xtables.h).
+_RESOURCE_PROBLEM = 4
 
 #: More jumps to one of our chains than this are not taken away at once.
 _MOST_JUMPS = 16
@@ -73,15 +79,39 @@ def _restore(change: AddChain, text: str) -> None:
 
 
 def _run(command: str, text: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return _call([command, "-w", str(_LOCK_WAIT_S), *arguments], text)
+    lock_wait_s = max(1, min(_LOCK_WAIT_S, int(_patience().left_s())))
+    done = _call([command, "-w", str(lock_wait_s), *arguments], text)
+    if done.returncode == _RESOURCE_PROBLEM and "lock" in done.stderr:
+        raise NetworkError(f"{command}: {' '.join(done.stderr.split())}")
+    return done
 
 
 def _call(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            words, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
+        with subprocess.Popen(words, text=True, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+            said, error = _talk(words[0], process, text)
     except FileNotFoundError:
         raise NetworkError(f"there is no command {words[0]}: install the package iptables") from None
-    except subprocess.TimeoutExpired:
-        raise NetworkError(f"{words[0]} did not end within {_TIMEOUT_S} s: is another one stuck?") from None
+    except OSError as no_process:
+        raise NetworkError(f"{words[0]} cannot be started: {no_process.strerror}") from no_process
+    return subprocess.CompletedProcess(words, process.returncode, said, error)
+
+
+def _talk(name: str, process: subprocess.Popen[str], text: str) -> tuple[str, str]:
+    """What the process says of `text` until it ends; if that takes too long, it is ended."""
+    waited_for = _patience()
+    unsaid: str | None = text
+    while waited_for.left_s():
+        try:
+            answer = process.communicate(unsaid, timeout=_LOOK_S)
+        except subprocess.TimeoutExpired:
+            unsaid = None
+        else:
+            waited_for.renew()
+            return answer
+    process.kill()
+    raise NetworkError(f"{name} did not end in time: is another one stuck?")
+
+
+def _patience() -> Patience:
+    return patience.get(None) or Patience(_TIMEOUT_S)

@@ -8,6 +8,7 @@ from loaded_mp.network import iptables, links, sysctls
 from loaded_mp.network.changes import Change
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Host
+from loaded_mp.network.patience import patience
 from loaded_mp.network.record import Record, current_namespace, read_record, write_record
 
 #: How each kind of change is made and taken back; both raise NetworkError, and pass over what is so already.
@@ -42,6 +43,8 @@ def change(wanted: Sequence[Change]) -> None:
     try:
         _reach(record, wanted)
     except NetworkError:
+        if mine := patience.get(None):
+            mine.renew()
         with suppress(NetworkError):
             _reach(record, before)
         raise
@@ -78,7 +81,7 @@ def restore(lost: Iterable[Change]) -> None:
         except NetworkError as error:
             failures.append(str(error))
     if failures:
-        raise NetworkError("; ".join(failures))
+        raise NetworkError("; ".join(dict.fromkeys(failures)))
 
 
 def left_over() -> bool:
@@ -102,7 +105,7 @@ def _reach(record: Record, wanted: Sequence[Change]) -> None:
     record.changes = (*(each for each in record.changes if each.command in failures), *reached)
     write_record(record)
     if failures:
-        raise NetworkError("; ".join(failures.values()))
+        raise NetworkError("; ".join(dict.fromkeys(failures.values())))
 
 
 def _apply(each: Change) -> None:

@@ -87,14 +87,25 @@ class Reason(IntEnum):
     LOST_RACE = 17, "its flow was changed by others at each of many looks", Fate.DROP, Fate.DROP, True
     ENDING = 18, "begins a connection with a backend or a daemon that stops", Fate.DROP, Fate.DROP
     ENDED = 19, "of a connection that stops: this machine resets it", Fate.PASS, Fate.PASS
-    GONE = 20, "of a connection whose VIP, service or backend was taken away", Fate.DROP, Fate.DROP
+    GONE = (
+        20,
+        "of a connection whose VIP, service or backend was taken away",
+        Fate.DROP,
+        Fate.DROP,
+    )
     UNMARKED = (
         21,
         "a reply whose connection the kernel has forgotten, which alone knew its VIP",
         Fate.DROP,
         Fate.DROP,
     )
-    MISPLACED = 22, "from the clients' side with the address of a backend", Fate.DROP, Fate.DROP
+    TOLD = (
+        22,
+        "of a connection whose service or backend was taken away: its client is reset",
+        Fate.DROP,
+        Fate.DROP,
+    )
+    MISPLACED = 23, "from the clients' side with the address of a backend", Fate.DROP, Fate.DROP
 
 
 #: Fates by direction (0: from a client, 1: from a backend) and Reason, for compiled code.

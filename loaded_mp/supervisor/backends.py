@@ -1,5 +1,7 @@
 """The services and backends that run now: what is configured, what is known, what follows for workers."""
 
+from collections.abc import Iterable
+
 from loaded_mp.checks.health import Health
 from loaded_mp.checks.runner import Result, Targets
 from loaded_mp.config.model import Config
@@ -24,11 +26,18 @@ class Backends:
         self._ids = adopted.ids if adopted else Ids()
         self.states: dict[int, BackendState] = adopted.states if adopted else {}
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
-        self.configure(config)
+        self.configure(self._ids.expand(config))
 
-    def configure(self, config: Config) -> None:
-        """Take over a configuration. Raises TooLargeError and then changes nothing."""
-        self.services = self._ids.expand(config)
+    def expand(self, config: Config, before: Services) -> Services:
+        """A configuration in the numbers of this daemon, which held `before`.
+
+        Raises TooLargeError and then changes nothing.
+        """
+        return self._ids.expand(config, before)
+
+    def configure(self, services: Services) -> None:
+        """Let these be the services."""
+        self.services = services
         for number in self._ids.backends.held() - self.states.keys():
             self.states[number] = BackendState()
             self._memory.backends[:, number] = 0
@@ -69,10 +78,17 @@ class Backends:
         backend = part.backends[number]
         return part.service.name, backend.name or str(backend.address)
 
-    def stop(self, stops: Stops) -> None:
-        """Let this be done about the TCP connections of every backend."""
-        for state in self.states.values():
-            state.stops = stops
+    def stop(self, numbers: Iterable[int], stops: Stops) -> None:
+        """Let this be done about the TCP connections of these backends."""
+        for number in numbers:
+            self.states[number].stops = stops
+
+    def leave(self, before: Services) -> None:
+        """Let go of connections that go on in another way of forwarding than before. Raises NetworkError."""
+        now = {part.id: part.service.forwarding for part in self.services.parts}
+        for part in before.parts:
+            if now.get(part.id, part.service.forwarding) != part.service.forwarding:
+                FORWARDINGS[part.service.forwarding].leave(part.vips, part.backends)
 
     def forget_connections(self, number: int) -> None:
         """Let go of the connections that others than workers hold for a backend. Raises NetworkError."""

@@ -5,8 +5,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from loaded_mp.log import event
 from loaded_mp.network import setup
@@ -15,10 +13,9 @@ from loaded_mp.network.changes import AddAddress, Change
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.news import News, glance
 from loaded_mp.network.presence import Look, Presence
+from loaded_mp.supervisor.aside import aside
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 #: How often that is looked at of which nothing tells.
 _GLANCE_S = 0.75
@@ -100,17 +97,17 @@ class Drift:
         """Look, and put back what is missing."""
         missing = "unknown"
         try:
-            look = await _aside(lambda: self._presence.look(self.wanted))
+            look = await aside(lambda: self._presence.look(self.wanted))
             self._say_who_is_away(look)
             missing = ", ".join(look.lost.values())
             self._here &= look.announceable
             if look.lost:
-                await _aside(lambda: setup.restore(look.lost))
+                await aside(lambda: setup.restore(look.lost))
                 self._mended(missing)
-                look = await _aside(lambda: self._presence.look(self.wanted))
+                look = await aside(lambda: self._presence.look(self.wanted))
             self._announce(look.announceable)
             self._trouble = ""
-        except (NetworkError, OSError, RuntimeError) as error:  # no process or no thread to be had
+        except (NetworkError, OSError) as error:
             if self._trouble != str(error):
                 self._trouble = str(error)
                 log.error(event("drift-stays", missing=missing, cause=self._trouble, again_in_s=_RETRY_S))
@@ -176,9 +173,3 @@ class Drift:
                     effect="neighbours may send to the machine that had it before",
                 )
             )
-
-
-async def _aside(work: Callable[[], Result]) -> Result:
-    """Do something slow in a thread of its own that ends with it; also when this is cancelled."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return await asyncio.get_running_loop().run_in_executor(pool, work)

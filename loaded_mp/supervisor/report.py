@@ -41,7 +41,7 @@ class Report:
         """All of it at this moment."""
         queues = read_queues()
         services = self.backends.services
-        forwarded = self.accounting.read(services)
+        forwarded = self.accounting.counted
         reasons = _counts(Reason, self.memory.reasons.sum(axis=0))
         del reasons["ok"]
         return Status(
@@ -59,6 +59,8 @@ class Report:
                 counters=_counts(FlowTableCounter, self.memory.flow_table.sum(axis=0)),
             ),
             drifts_mended=self.drift.mends,
+            counters_age_s=self.accounting.age_s,
+            counters_fault=self.accounting.fault,
             reasons=reasons,
         )
 

@@ -71,6 +71,8 @@ STATUS = Status(
         counters={each.name.lower(): 0 for each in FlowTableCounter},
     ),
     drifts_mended=0,
+    counters_age_s=0.5,
+    counters_fault="",
     reasons={"cut": 0},
 )
 

@@ -476,18 +476,24 @@ def test_one_service_with_two_vips(version: int) -> None:
 
 @both
 def test_a_reply_never_leaves_when_its_vip_service_or_backend_was_taken_away(version: int) -> None:
+    """Where its VIP is still there, its client is told."""
     backend, other = BACKENDS[version][:2]
     client = CLIENT[version]
-    for after in (
-        service("web", [VIP[version]], {backend: 1}),
-        service("web", [VIP2[version]], {other: 1}),
-        service("web", [VIP2[version]], {backend: 1}, listen=["tcp/81"]),
+    for after, reason in (
+        (service("web", [VIP[version]], {backend: 1}), Reason.GONE),
+        (service("web", [VIP2[version]], {other: 1}), Reason.TOLD),
+        (service("web", [VIP2[version]], {backend: 1}, listen=["tcp/81"]), Reason.TOLD),
     ):
         world = World(service("web", [VIP[version], VIP2[version]], {backend: 1}))
         world.backend_of(ip(version, client, VIP2[version]) / TCP(sport=1000, dport=80))
         world.publish(after)
-        reply = ip(version, backend, client) / TCP(sport=80, dport=1000)
-        assert world.reply(reply)[0] == Reason.GONE
+        ends = {"sport": 80, "dport": 1000, "seq": 7, "ack": 9}
+        reply = ip(version, backend, client) / TCP(**ends, flags="PA") / b"more"
+        got, data = world.reply(reply)
+        assert got == reason
+        if reason == Reason.TOLD:
+            reset = bytes(ip(version, VIP2[version], client) / TCP(**ends, flags="RA", window=0))
+            assert data[: len(reset)] == reset
         own = ip(version, client, backend) / TCP(sport=1000, dport=80)
         if backend in [str(each.address) for each in after.backends]:
             assert world.reply(own)[0] == Reason.NO_FLOW

@@ -5,6 +5,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 from typing import IO, TypeVar
 
 import pytest
@@ -13,7 +14,7 @@ from test_metrics import STATUS
 from loaded_mp.control import client, server
 from loaded_mp.control.client import ControlError, ask
 from loaded_mp.control.commands import COMMANDS, Commands
-from loaded_mp.metrics.server import serve_metrics
+from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.status import Status
 
@@ -35,6 +36,9 @@ class Daemon:
     async def restart(self) -> list[str]:
         return self._mistakes
 
+    def stop(self) -> None:
+        self._mistakes.clear()
+
 
 class MoreCommands(Commands):
     """As a command that takes arguments will look like."""
@@ -47,7 +51,7 @@ class MoreCommands(Commands):
 def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A daemon may run on this machine."""
     path = tmp_path / "run" / "control.socket"
-    monkeypatch.setattr(client, "control_path", lambda namespace: path)
+    monkeypatch.setattr(client, "control_path", lambda namespace="": path)
     monkeypatch.setattr(server, "control_path", lambda: path)
     return path
 
@@ -176,10 +180,24 @@ def test_only_root_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
             served(asking)
 
 
+def test_whoever_holds_the_lock_runs() -> None:
+    assert not client.is_running()
+    with server.control_socket():
+        assert client.is_running()
+    assert not client.is_running()
+
+
+def test_stop_is_answered() -> None:
+    daemon = Daemon("a mistake")
+    served(lambda: ask("stop", NoneType), Commands(daemon))
+    assert asyncio.run(daemon.reload()) == []
+
+
 def test_metrics_are_served_over_tcp() -> None:
     async def run() -> str:
-        async with serve_metrics("127.0.0.1:0", lambda: STATUS) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        listeners = metrics_sockets("127.0.0.1:0")
+        async with serve_metrics(listeners, lambda: STATUS):
+            reader, writer = await asyncio.open_connection(*listeners[0].getsockname())
             writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
             text = (await reader.read()).decode()
             writer.close()

@@ -61,6 +61,8 @@ STATUS = Status(
         capacity=1000, used=16, memory_bytes=4096, counters=counted(FlowTableCounter, 3000)
     ),
     drifts_mended=0,
+    counters_age_s=0.5,
+    counters_fault="",
     reasons={reason.name.lower(): int(reason) for reason in Reason if reason is not Reason.OK},
 )
 
@@ -113,6 +115,7 @@ def test_every_figure_is_exported_with_its_labels() -> None:
     assert found["loaded_mp_flow_table_evictions_total", ()] == 3000
     assert found["loaded_mp_shared_memory_bytes", ()] == 4096
     assert found["loaded_mp_uptime_seconds", ()] == 5.5
+    assert found["loaded_mp_counters_age_seconds", ()] == 0.5
     assert found["loaded_mp_build_info", ("1.2.3",)] == 1
 
 

@@ -106,6 +106,13 @@ def test_what_must_be_zero_stands_apart(monkeypatch: pytest.MonkeyPatch) -> None
     assert f"must be zero: unsent_verdicts {unsent:,}" in lines
 
 
+def test_counters_that_cannot_be_read_say_their_age() -> None:
+    fault = "iptables-save did not end in time: is another one stuck?"
+    text = shown(QUIET.model_copy(update={"counters_age_s": 75.2, "counters_fault": fault}))
+    assert f"what the kernel's rules count was last read 1 min 15 s ago: {fault}\n" in text
+    assert "last read" not in shown(QUIET)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h")],

@@ -114,12 +114,12 @@ class World:
         assert (buffer[:START] == CANARY).all()
         assert (buffer[-8:] == CANARY).all()
         result = buffer[START:-8].tobytes()
-        if decision.reason not in (Reason.OK, Reason.CUT, Reason.CHECKSUM_UNFINISHED):
+        if decision.reason not in (Reason.OK, Reason.TOLD, Reason.CUT, Reason.CHECKSUM_UNFINISHED):
             assert result == data
         if decision.reason == Reason.OK and decision.mark & BACKEND_MASK != BACKEND:
             assert (decision.verdict, decision.changed) == (NF_ACCEPT, True)
         else:
-            assert not decision.changed
+            assert decision.changed == (decision.reason == Reason.TOLD)
         return decision, result
 
     def request(self, packet: Any, mark: int = 0) -> tuple[Reason, bytes]:

@@ -1,0 +1,75 @@
+"""What has changed goes to the workers, and connections to backends that went are let go of."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+
+from loaded_mp.log import event
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.supervisor.aside import aside
+from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.state import Stops
+
+log = logging.getLogger(__name__)
+
+#: A worker that does not stamp for so long hangs.
+_STAMP_TIMEOUT_S = 2.0
+
+
+class Changes:
+    """Collects changes of backends."""
+
+    def __init__(self, backends: Backends, publisher: Publisher) -> None:
+        self._backends = backends
+        self._publisher = publisher
+        self._told = asyncio.Event()
+        self._forgetting = asyncio.Lock()
+        self._gone: set[int] = set()  #: backends whose connections are to be forgotten
+
+    def tell(self, *gone: int) -> None:
+        """Something has changed; connections to the backends with these ids are over."""
+        self._gone.update(gone)
+        self._told.set()
+
+    async def run(self) -> None:
+        """Publish what was told, until cancelled."""
+        while True:
+            await self._told.wait()
+            self._told.clear()
+            await self._publisher.publish(self._backends.fill)
+            self._backends.note()
+            await self.forget_connections(())
+
+    async def say_goodbye(self, numbers: Iterable[int]) -> None:
+        """Tell both ends of these backends' TCP connections that they are over.
+
+        For `goodbye_s` what one end sends reaches the other as a reset. In the second half what clients send
+        is left to this machine, which answers with a reset: a client that is the only one to speak is told
+        when it repeats itself.
+        """
+        stopping, takes_s = list(numbers), self._backends.services.config.goodbye_s
+        if not takes_s:
+            return
+        for stops in (Stops.ENDING, Stops.ENDED):
+            self._backends.stop(stopping, stops)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STAMP_TIMEOUT_S):
+                    await self._publisher.publish(self._backends.fill)
+                    # What others than workers carry comes to be decided again.
+                    await self.forget_connections(stopping)
+            await asyncio.sleep(takes_s / 2)
+
+    async def forget_connections(self, gone: Iterable[int]) -> None:
+        """Let go of the connections to these backends, and to those that were told."""
+        self._gone.update(gone)
+        async with self._forgetting:
+            if self._gone:
+                await self._publisher.stamped()
+            while self._gone:
+                try:
+                    await aside(partial(self._backends.forget_connections, self._gone.pop()))
+                except NetworkError as error:
+                    log.error(event("connections-kept", cause=str(error)))

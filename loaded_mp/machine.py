@@ -223,7 +223,8 @@ def _rules(config: Config, attempt: Callable[[AddChain], None]) -> Iterator[Find
             yield Finding("fail", what, str(error), f"the kernel needs {'; '.join(wanted)}")
         else:
             verb = "stood" if attempt is iptables.apply else "were tested"
-            yield Finding("ok", what, f"{verb} in the tables {', '.join(chain.table for chain in tables)}")
+            where = ", ".join(dict.fromkeys(chain.table for chain in tables))
+            yield Finding("ok", what, f"{verb} in the tables {where}")
 
 
 def _forwarding() -> Iterator[Finding]:

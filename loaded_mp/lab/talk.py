@@ -53,8 +53,8 @@ bound = (source, 0) if source else None
 try:
     line = socket.create_connection((address, int(port)), timeout=5, source_address=bound)
 except OSError as error:
-    sys.exit(print(type(error).__name__))
-print("connected", flush=True)
+    sys.exit(print(type(error).__name__, 0))
+print("connected", line.getsockname()[1], flush=True)
 heard = b""
 for command in sys.stdin:
     try:
@@ -82,7 +82,8 @@ class Line:
         """`source`: the address to speak from; empty: the kernel's choice."""
         self._process = namespace.talk(sys.executable, "-c", _LINE, address, str(PORT), source)
         assert self._process.stdout
-        self.begun = self._process.stdout.readline().strip()
+        self.begun, port = self._process.stdout.readline().split()
+        self.port = int(port)
 
     def ask(self, text: str = "hello", timeout_s: float = 5.0) -> str:
         """Say something and hear the answer, as `hear`."""

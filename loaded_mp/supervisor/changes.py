@@ -51,7 +51,7 @@ class Changes:
         when it repeats itself.
         """
         stopping, takes_s = list(numbers), self._backends.services.config.goodbye_s
-        if not takes_s:
+        if not (takes_s and stopping):
             return
         for stops in (Stops.ENDING, Stops.ENDED):
             self._backends.stop(stopping, stops)
@@ -60,6 +60,8 @@ class Changes:
                     await self._publisher.publish(self._backends.fill)
                     # What others than workers carry comes to be decided again.
                     await self.forget_connections(stopping)
+            if stops is Stops.ENDING:
+                log.info(event("goodbye", backends=len(stopping), takes_s=takes_s))
             await asyncio.sleep(takes_s / 2)
 
     async def forget_connections(self, gone: Iterable[int]) -> None:

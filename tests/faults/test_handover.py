@@ -151,12 +151,14 @@ def test_a_configuration_with_mistakes_keeps_the_old_program(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("vip", VIPS)
-def test_a_stop_for_good_tells_both_ends(lab: Lab, vip: str) -> None:
-    daemon = lab.daemon(lab.config(workers=2, top="goodbye_s = 2"))
+@pytest.mark.parametrize("forwarding", ["rewrite", "conntrack"])
+def test_a_stop_for_good_tells_both_ends(lab: Lab, vip: str, forwarding: str) -> None:
+    service = f'forwarding = "{forwarding}"'
+    daemon = lab.daemon(lab.config(workers=2, top="goodbye_s = 2", service=service))
     talks = [Talk(lab, vip, source) for source in lab.sources(vip)[:6]]
     assert {talk.ask() for talk in talks} == {"backend1", "backend2", "backend3"}
     daemon.process.terminate()
-    daemon.logged("event=stopping")
+    daemon.logged("event=goodbye")
     for talk in talks:
         talk.say()
     assert [talk.hear() for talk in talks] == ["reset"] * 6

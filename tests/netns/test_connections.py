@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
 
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options, in_url
+from loaded_mp.lab.speaker import PORT as LINE_PORT
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
 
@@ -134,6 +136,72 @@ def test_a_reload_that_adds_a_vip_or_a_service_is_not_noticed(other: Lab, forwar
     go_on(other, talking, homes)
     reload(other, daemon, config)
     go_on(other, talking, homes)
+    daemon.stop()
+
+
+@pytest.mark.parametrize("forwarding", FORWARDINGS)
+def test_a_service_that_is_renamed_is_the_same(other: Lab, forwarding: str) -> None:
+    config = other.config(workers=2, service=f'forwarding = "{forwarding}"\n{LISTEN}')
+    daemon = other.daemon(config)
+    talking = lines(other)
+    homes = [line.ask().split()[0] for line in talking]
+    reload(other, daemon, config.replace('name = "web"', 'name = "site"'))
+    go_on(other, talking, homes)
+    assert [service.name for service in daemon.status().services] == ["site"]
+    daemon.stop()
+
+
+def test_connections_go_on_in_the_other_way_of_forwarding(other: Lab) -> None:
+    """Where the client speaks first: of a word of the server alone the kernel's NAT could make nothing."""
+    first, second = (
+        other.config(workers=2, service=f'forwarding = "{forwarding}"\n{LISTEN}')
+        for forwarding in FORWARDINGS
+    )
+    daemon = other.daemon(first)
+    talking = lines(other)
+    homes = [line.ask().split()[0] for line in talking]
+    for config in (second, first, second):
+        reload(other, daemon, config)
+        assert [line.ask() for line in talking] == [f"{home} hello" for home in homes]
+        go_on(other, talking, homes)
+    daemon.stop()
+
+
+@pytest.mark.parametrize("forwarding", FORWARDINGS)
+@pytest.mark.parametrize("what", ["backend", "service"])
+def test_what_a_reload_takes_away_is_told_at_both_ends(other: Lab, forwarding: str, what: str) -> None:
+    service = f'forwarding = "{forwarding}"\n{LISTEN}'
+    config = other.config(workers=2, service=service, top="goodbye_s = 2")
+    daemon = other.daemon(config)
+    talking = lines(other, 6)
+    homes = [line.ask().split()[0] for line in talking]
+    if what == "backend":
+        without = config[: config.index('[[service.backend]]\nname = "backend3"')]
+    else:
+        without = (
+            config.replace('name = "web"', 'name = "site"')
+            .replace(VIP4, "192.0.2.99")
+            .replace(VIP6, "2001:db8:10::99")
+        )
+    reloading = Thread(target=reload, args=(other, daemon, without))
+    reloading.start()
+    daemon.logged("event=goodbye")
+    gone = [what == "service" or home == "backend3" for home in homes]
+    told = [line for number, line in enumerate(talking) if gone[number] and number % 2]
+    for line in told:
+        line.say()
+    assert [line.hear() for line in told] == ["reset"] * len(told)
+    other.let_backends_speak()
+    for number, (line, home) in enumerate(zip(talking, homes, strict=True)):
+        if line not in told:
+            assert line.hear() == ("reset" if gone[number] else f"{home} speaks")
+    words = ("ss", "-Htn", "state", "established", "sport", "=", f":{LINE_PORT}")
+    standing = "".join(backend.namespace.run(*words).stdout for backend in other.backends)
+    assert not [line.port for line in told if f":{line.port}\n" in standing.replace(" ", "")]
+    reloading.join()
+    assert [line.ask() for number, line in enumerate(talking) if not gone[number]] == [
+        f"{home} hello" for number, home in enumerate(homes) if not gone[number]
+    ]
     daemon.stop()
 
 

@@ -188,11 +188,16 @@ def test_a_lock_that_others_hold_refuses_a_reload(
     assert "LOADED" not in lab.balancer.run("iptables-legacy-save").stdout
 
 
-def test_sigterm_during_a_reload_that_hangs_is_obeyed(lab: Lab, iptables: Stubborn) -> None:
+@pytest.mark.parametrize("by_command", [False, True])
+def test_sigterm_during_a_reload_that_hangs_is_obeyed(lab: Lab, iptables: Stubborn, by_command: bool) -> None:
     daemon, path = started(lab, config(lab))
     daemon.ready()
     with iptables.hanging("-restore"):
-        asked_to_reload(daemon, path)
+        if by_command:
+            path.write_text(path.read_text().replace(VIP4, f'{OTHER_VIP}", "{VIP4}'))
+            lab.balancer.start(loaded_mp(), "reload")
+        else:
+            asked_to_reload(daemon, path)
         iptables.hangs()
         daemon.process.terminate()
         # The rules cannot be taken down: the status says so, the record keeps them.

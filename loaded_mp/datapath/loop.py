@@ -9,7 +9,7 @@ import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
 from loaded_mp.datapath.balance import decide
-from loaded_mp.datapath.fairness import Shares, adapt, new_shares, over_share, source_of
+from loaded_mp.datapath.fairness import Shares, crowded, learn_pace, new_shares, over_share, source_of
 from loaded_mp.datapath.messages import (
     NF_DROP,
     NF_REPEAT,
@@ -40,9 +40,6 @@ _ROUND_US = 100_000
 _LOOK_US = 100
 #: After a longer wait packets are rare, and looking would take a core from those who prepare them.
 _RARE_US = 200
-
-#: Others are kept waiting by more than this, in bytes: about 5 ms of work, be it small packets or long ones.
-_CROWDED_BYTES = 1_600_000
 
 _EINTR, _EAGAIN, _ENOBUFS = -errno.EINTR, -errno.EAGAIN, -errno.ENOBUFS
 _ONE = np.uint64(1)
@@ -138,16 +135,17 @@ def next_batch(batch: Batch, started_us: int) -> int:
 
 
 @compiled
-def _decide_all(batch: Batch, count: int, work: Work, now: int) -> None:
+def _decide_all(batch: Batch, count: int, work: Work, read_us: int) -> None:
     """Decide the packets in the first `count` slots and send the verdicts."""
-    crowded = count == BATCH and waiting_bytes(batch.descriptor, batch.scratch) > _CROWDED_BYTES
-    adapt(batch.shares, crowded)
-    first = verdicts = waiting = 0
+    full = count == BATCH
+    thin = crowded(batch.shares, waiting_bytes(batch.descriptor, batch.scratch) if full else 0)
+    first = verdicts = waiting = packet_bytes = 0
     for i in range(count):
         queued = message(batch, i)
-        dropped = crowded and over_share(batch.shares, i, source_of(batch.buffer, queued), now)
+        dropped = thin and over_share(batch.shares, i, source_of(batch.buffer, queued), read_us)
         if queued.packet_id == 0:
             continue
+        packet_bytes += queued.end - queued.start
         if dropped:
             decision = Decision(NF_DROP, False, 0, 0, Reason.OVER_SHARE)
         else:
@@ -164,6 +162,8 @@ def _decide_all(batch: Batch, count: int, work: Work, now: int) -> None:
     if verdicts > first:
         _send(batch, first, verdicts, work)
     work.counted[WorkerCounter.PACKETS] += np.uint64(verdicts)
+    if full:
+        learn_pace(batch.shares, count, packet_bytes, now_us(batch.clock) - read_us)
 
 
 @compiled

@@ -46,6 +46,7 @@ from loaded_mp.supervisor.orphans import end_orphans
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.report import Report
 from loaded_mp.supervisor.sweep import Count, Expire, Forget, Sweeper
+from loaded_mp.supervisor.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -231,6 +232,7 @@ class Daemon:
                     self.sweeper.run(),
                     self.checks.run(),
                     self.drift.run(),
+                    Tracking().run(),
                     self._publish_changes(),
                     self._reloads(),
                 )

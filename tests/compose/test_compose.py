@@ -61,6 +61,7 @@ STATUS = Status(
             queue_waiting=0,
             queue_drops=0,
             socket_drops=0,
+            over_share=0,
             counters={each.name.lower(): 0 for each in WorkerCounter},
         ),
     ),
@@ -70,6 +71,7 @@ STATUS = Status(
         memory_bytes=0,
         counters={each.name.lower(): 0 for each in FlowTableCounter},
     ),
+    tracked=None,
     drifts_mended=0,
     reasons={"cut": 0},
 )

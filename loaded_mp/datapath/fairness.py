@@ -4,7 +4,8 @@ As long as a worker keeps pace, none of this happens. When what waits takes long
 thinned: of each source no more than `allowed` packets are decided, the others dropped, which costs a fraction
 of deciding them. `allowed` falls with each batch that is thinned and rises by one with each other, so that it
 settles where the worker keeps pace: sources that send less than that lose nothing, and those that send more
-are all cut to the same. A source that is alone is left to the queue's bound.
+are all cut to the same. Clients that have no flow yet count as one source, which spoofed ones look like. A
+source that is alone is left to the queue's bound.
 """
 
 from typing import NamedTuple
@@ -13,10 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.compiled import Bytes, compiled, signed
+from loaded_mp.datapath.affinity import client_flow
+from loaded_mp.datapath.lookup import ends_of, service_of, vip_row
 from loaded_mp.datapath.messages import HOOK_PREROUTING, Queued
 from loaded_mp.datapath.system import Longs
+from loaded_mp.datapath.work import Work
 from loaded_mp.flows.atomics import Words
+from loaded_mp.flows.table import find
 from loaded_mp.packet.address import Address128, destination_at, read_address, source_at
+from loaded_mp.packet.header import KIND_PORTS, KIND_QUERY, parse
+from loaded_mp.packet.reasons import Reason
 
 #: A source is not alone for so long after another one was seen, in microseconds.
 _ALONE_US = 1_000_000
@@ -27,6 +34,8 @@ _MESSAGE_BYTES = 700
 _HEADER_4, _HEADER_6 = 20, 40
 _ZERO = np.uint64(0)
 _NOBODY = Address128(_ZERO, _ZERO)
+#: In place of an address, ::1, which no client has.
+STRANGERS = Address128(_ZERO, np.uint64(1))
 
 Floats = npt.NDArray[np.float64]
 
@@ -94,13 +103,31 @@ def _is(shares: Shares, i: int, source: Address128) -> bool:
 
 
 @compiled
-def source_of(packet: Bytes, queued: Queued) -> Address128:
-    """The client that a packet comes from or goes to; the address 0 if it cannot be told."""
+def source_of(packet: Bytes, queued: Queued, work: Work) -> Address128:
+    """The client that a packet comes from or goes to; the address 0 if it cannot be told.
+
+    Clients without a flow are one source together: a flood's sources may be spoofed.
+    """
     length = queued.end - queued.start
     version = signed(packet[queued.start]) >> 4 if length >= _HEADER_4 else 0
     if version != 4 and (version != 6 or length < _HEADER_6):
         return _NOBODY
-    at = source_at(version, queued.start)
     if queued.hook != HOOK_PREROUTING:
-        at = destination_at(version, queued.start)
-    return read_address(packet, at, version)
+        return read_address(packet, destination_at(version, queued.start), version)
+    if _is_stranger(packet, queued, work):
+        return STRANGERS
+    return read_address(packet, source_at(version, queued.start), version)
+
+
+@compiled
+def _is_stranger(packet: Bytes, queued: Queued, work: Work) -> bool:
+    """Whether a packet would begin a flow."""
+    header = parse(packet, queued.start, queued.end, queued.cut)
+    if header.reason != Reason.OK or header.kind not in (KIND_PORTS, KIND_QUERY):
+        return False
+    ends = ends_of(packet, header, True)
+    vip = vip_row(work.snapshot, ends.server)
+    if vip < 0:
+        return False
+    service = service_of(work.snapshot, vip, ends.protocol, ends.service_port)
+    return service >= 0 and find(work.table, client_flow(work, service, ends))[0] < 0

@@ -142,7 +142,7 @@ def _decide_all(batch: Batch, count: int, work: Work, read_us: int) -> None:
     first = verdicts = waiting = packet_bytes = 0
     for i in range(count):
         queued = message(batch, i)
-        dropped = thin and over_share(batch.shares, i, source_of(batch.buffer, queued), read_us)
+        dropped = thin and over_share(batch.shares, i, source_of(batch.buffer, queued, work), read_us)
         if queued.packet_id == 0:
             continue
         packet_bytes += queued.end - queued.start

@@ -3,17 +3,18 @@
 import socket
 from collections import Counter
 from itertools import chain, repeat
-from typing import Any
 
 import numpy as np
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
-from world import HOOK_POSTROUTING
+from world import BACKENDS, HOOK_POSTROUTING, VIP, World, web
+from world import CLIENT as CLIENTS
 
 from loaded_mp.datapath.fairness import (
     _ALONE_US,
     CROWDED_US,
+    STRANGERS,
     Shares,
     crowded,
     learn_pace,
@@ -106,22 +107,40 @@ def test_what_has_no_source_is_left_alone(shares: Shares) -> None:
     assert kept(shares, [0, CLIENT] * 32)[0] == 32
 
 
-def source(packet: bytes, hook: int = HOOK_PREROUTING) -> str:
+def source(world: World, packet: bytes, hook: int = HOOK_PREROUTING) -> str:
     buffer = np.frombuffer(b"\xa5" * 8 + packet, np.uint8).copy()
-    return str(ip_of(Address128(*source_of(buffer, Queued(1, hook, 8, 8 + len(packet), False, True)))))
+    queued = Queued(1, hook, 8, 8 + len(packet), False, True)
+    return str(ip_of(Address128(*source_of(buffer, queued, world.work))))
 
 
-@pytest.mark.parametrize(
-    ("layer", "client", "server"), [(IP, "198.51.100.7", "10.0.0.1"), (IPv6, "::7", "::1")]
-)
-def test_a_source_is_the_client_in_both_directions(layer: Any, client: str, server: str) -> None:
-    assert source(bytes(layer(src=client, dst=server) / UDP())) == client
-    assert source(bytes(layer(src=server, dst=client) / UDP()), HOOK_POSTROUTING) == client
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_source_is_the_client_in_both_directions(version: int) -> None:
+    world = World(web())
+    layer, client = {4: IP, 6: IPv6}[version], CLIENTS[version]
+    request = layer(src=client, dst=VIP[version]) / UDP(sport=1, dport=2)
+    world.backend_of(request)
+    assert source(world, bytes(request)) == client
+    reply = layer(src=BACKENDS[version][0], dst=client) / UDP(sport=2, dport=1)
+    assert source(world, bytes(reply), HOOK_POSTROUTING) == client
+
+
+def test_clients_without_a_flow_are_one_source() -> None:
+    world = World(web(listen=["udp/2"]))
+    strangers = {
+        source(world, bytes(IP(src=f"100.64.0.{n}", dst=VIP[4]) / UDP(sport=1, dport=2))) for n in range(9)
+    }
+    assert strangers == {str(ip_of(STRANGERS))}
+    for other in (
+        IP(src=CLIENTS[4], dst=VIP[4]) / UDP(sport=1, dport=3),
+        IP(src=CLIENTS[4], dst="192.0.2.99") / UDP(sport=1, dport=2),
+        IP(src=CLIENTS[4], dst=VIP[4], proto=17) / b"short",
+    ):
+        assert source(world, bytes(other)) == CLIENTS[4], "nobody's, or broken: its own"
 
 
 @pytest.mark.parametrize("packet", [b"", b"\x45" + bytes(18), b"\x60" + bytes(38), b"\x00" * 60])
 def test_what_cannot_be_read_has_no_source(packet: bytes) -> None:
-    assert source(packet) == "::"
+    assert source(World(web()), packet) == "::"
 
 
 def test_the_kernel_tells_how_much_waits_in_a_socket() -> None:

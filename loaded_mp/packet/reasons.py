@@ -87,7 +87,12 @@ class Reason(IntEnum):
     LOST_RACE = 17, "its flow was changed by others at each of many looks", Fate.DROP, Fate.DROP, True
     ENDING = 18, "begins a connection while the daemon stops", Fate.DROP, Fate.DROP
     ENDED = 19, "of a connection while the daemon stops: this machine resets it", Fate.PASS, Fate.PASS
-    OVER_SHARE = 20, "more than its client's share of a worker while others waited", Fate.DROP, Fate.DROP
+    OVER_SHARE = (
+        20,
+        "more than its client's share while others waited; clients without a flow share as one",
+        Fate.DROP,
+        Fate.DROP,
+    )
 
 
 #: Fates by direction (0: from a client, 1: from a backend) and Reason, for compiled code.

@@ -24,6 +24,8 @@ from loaded_mp.network import iptables, sysctls
 from loaded_mp.network.changes import AddChain
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Host, Link
+from loaded_mp.network.queues import read_queues
+from loaded_mp.network.tracking import FULL_PERCENT, more_room, read_tracked
 from loaded_mp.plan import plan
 from loaded_mp.services import queues_of, services_of, worker_count
 
@@ -146,21 +148,12 @@ def _iptables() -> Iterator[Finding]:
         )
 
 
-def _bound_queues() -> dict[int, int]:
-    """Queues of this namespace that somebody has: number and netlink port, mostly a process id."""
-    try:
-        lines = (_PROC / "net/netfilter/nfnetlink_queue").read_text().splitlines()
-    except OSError:  # no queue can be there yet; the trial says more
-        return {}
-    return {int(words[0]): int(words[1]) for words in map(str.split, lines)}
-
-
 def _queue_numbers(config: Config) -> Finding:
     queues = queues_of(config)
     numbers = f"{queues[0]}-{queues[-1]}" if len(queues) > 1 else f"{queues[0]}"
     if queues[-1] > 0xFFFF:
         return Finding("fail", "queues", f"there are no queues {numbers}", "choose a lower first_queue")
-    taken = {number: port for number, port in _bound_queues().items() if number in queues}
+    taken = {number: each.port for number, each in read_queues(_PROC).items() if number in queues}
     if not taken:
         return Finding("ok", "queues", f"{numbers} free")
     number, port = min(taken.items())
@@ -187,7 +180,7 @@ def _trial(config: Config) -> list[Finding]:
     are only tested.
     """
     alone = ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0
-    number = next(number for number in range(config.first_queue, 1 << 16) if number not in _bound_queues())
+    number = next(number for number in range(config.first_queue, 1 << 16) if number not in read_queues(_PROC))
     return [_queue(number, config.queue_length), *_rules(config, iptables.apply if alone else _test)]
 
 
@@ -256,17 +249,14 @@ def _reverse_path() -> Iterator[Finding]:
 
 def _connections() -> Iterator[Finding]:
     """The kernel drops packets of new connections while its table is full."""
-    folder = _PROC / "sys/net/netfilter"
-    try:
-        count = int((folder / "nf_conntrack_count").read_text())
-        limit = int((folder / "nf_conntrack_max").read_text())
-    except OSError:  # not there before the first rule that needs it, which the trial tells
+    tracked = read_tracked(_PROC)
+    if tracked is None:  # the trial tells
         return
-    text = f"{count:,} of {limit:,} connections tracked"
-    if count * 10 < limit * 8:
+    text = f"{tracked.connections:,} of {tracked.limit:,} connections tracked"
+    if tracked.percent < FULL_PERCENT:
         yield Finding("ok", "conntrack", text)
     else:
-        yield Finding("warning", "conntrack", text, f"sysctl -w net.netfilter.nf_conntrack_max={limit * 4}")
+        yield Finding("warning", "conntrack", text, more_room(tracked))
 
 
 def _memory(config: Config) -> Finding:

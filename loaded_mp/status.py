@@ -57,6 +57,7 @@ class WorkerStatus(_Model):
     queue_waiting: int  #: packets that wait in the kernel's queue now
     queue_drops: int  #: packets that the kernel dropped because the queue was full
     socket_drops: int  #: packets that the kernel dropped because the socket's buffer was full
+    over_share: int  #: packets that the worker dropped as more than their client's share
     counters: dict[str, int]  #: see WorkerCounter
 
 
@@ -69,6 +70,14 @@ class FlowTableStatus(_Model):
     counters: dict[str, int]  #: see FlowTableCounter
 
 
+class TrackedStatus(_Model):
+    """The kernel's table of connections."""
+
+    connections: int
+    limit: int  #: 0: none
+    percent: int  #: how full it is
+
+
 class Status(_Model):
     """A whole daemon."""
 
@@ -78,6 +87,7 @@ class Status(_Model):
     services: tuple[ServiceStatus, ...]
     workers: tuple[WorkerStatus, ...]
     flow_table: FlowTableStatus
+    tracked: TrackedStatus | None  #: None: the kernel tracks no connections
     drifts_mended: int  #: how often something that others took away of the network set-up was put back
     counters_age_s: float  #: seconds since the counters that others than workers keep were last read
     counters_fault: str  #: why they could not be read the last time; empty: they could

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from loaded_mp.control.client import ControlError, ask
+from loaded_mp.network.tracking import FULL_PERCENT
 from loaded_mp.packet.reasons import Reason
-from loaded_mp.status import BackendStatus, ServiceStatus, Status, Wanted
+from loaded_mp.status import BackendStatus, ServiceStatus, Status, Wanted, WorkerStatus
 
 #: Columns where there is no terminal that says how many it has.
 _PLAIN_WIDTH = 160
@@ -37,11 +38,20 @@ def show(console: Console, now: Status) -> None:
     for line in _down(now):
         console.print(line, style="bold red", markup=False)
     console.print(_workers_table(now))
+    for each in now.workers:
+        if drops := _listed(_drops(each)):
+            console.print(f"dropped in queue {each.queue}: {drops}", style="bold red")
     table = now.flow_table
     console.print(
         f"flow table: {table.used:,} of {table.capacity:,} flows, {table.counters['evictions']:,} evicted;"
         f" {table.memory_bytes / (1 << 20):.0f} MiB shared"
     )
+    if now.tracked:
+        tracked = now.tracked
+        console.print(
+            f"conntrack: {tracked.connections:,} of {tracked.limit:,} connections, {tracked.percent} % full",
+            style="bold red" if tracked.percent >= FULL_PERCENT else None,
+        )
     expected = {reason: count for reason, count in now.reasons.items() if not _must_be_zero(reason)}
     console.print(f"not balanced: {_listed(expected) or 'nothing'}")
     unsent = sum(each.counters["unsent_verdicts"] for each in now.workers)
@@ -179,12 +189,21 @@ def _size(octets: float) -> str:
     return f"{octets:.3g} TB"
 
 
+def _drops(worker: WorkerStatus) -> dict[str, int]:
+    """Packets dropped by cause."""
+    return {
+        "queue full": worker.queue_drops,
+        "socket full": worker.socket_drops,
+        "over their client's share": worker.over_share,
+    }
+
+
 def _workers_table(now: Status) -> Table:
     table = Table("worker", "queue", "pid", "core", box=None, pad_edge=False)
     for column in ("packets", "a batch", "waiting", "dropped", "restarts"):
         table.add_column(column, justify="right")
     for each in now.workers:
-        dropped = each.queue_drops + each.socket_drops
+        dropped = sum(_drops(each).values())
         packets = each.counters["packets"]
         table.add_row(
             str(each.number),

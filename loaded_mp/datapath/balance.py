@@ -14,15 +14,7 @@ from loaded_mp.datapath.lookup import (
     vip_of,
     vip_row,
 )
-from loaded_mp.datapath.messages import (
-    HOOK_LOCAL_OUT,
-    HOOK_PREROUTING,
-    NF_ACCEPT,
-    NF_DROP,
-    NF_REPEAT,
-    Decision,
-    Queued,
-)
+from loaded_mp.datapath.messages import NF_ACCEPT, NF_DROP, NF_REPEAT, Decision, Queued, from_client
 from loaded_mp.datapath.picks import pick
 from loaded_mp.datapath.work import Work
 from loaded_mp.flows.flow import Flow
@@ -56,17 +48,17 @@ _STOPS = int(Flag.ENDING | Flag.ENDED)
 def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
     """Decide a packet and change it in place, flow table and counters included."""
     header = parse(packet, queued.start, queued.end, queued.cut)
-    from_client = queued.hook in (HOOK_PREROUTING, HOOK_LOCAL_OUT)
+    asks = from_client(queued)
     reason, backend, mark = header.reason, -1, 0
     if reason == Reason.OK:
-        if from_client:
+        if asks:
             reason, backend, mark = _to_backend(packet, header, queued.mark, work)
         else:
             reason, backend = _to_client(packet, header, queued.mark, work)
     if reason == Reason.TOLD and not queued.cut:
         return Decision(NF_ACCEPT, True, make_reset(packet, header), 0, reason)
     if reason != Reason.OK:
-        fate = FATES[0 if from_client else 1, reason]
+        fate = FATES[0 if asks else 1, reason]
         passes = fate == Fate.PASS or (
             fate == Fate.PASS_UNLESS_FLOW and not _may_have_flow(packet, queued, header, work)
         )

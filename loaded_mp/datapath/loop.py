@@ -9,20 +9,24 @@ import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
 from loaded_mp.datapath.balance import decide
+from loaded_mp.datapath.fairness import Shares, crowded, learn_pace, new_shares, over_share, source_of
 from loaded_mp.datapath.messages import (
+    NF_DROP,
     NF_REPEAT,
     VERDICT_HEADER,
+    Decision,
     Queued,
     Shorts,
     read_message,
     write_batch_verdict,
     write_verdict,
 )
-from loaded_mp.datapath.system import Longs, let_others_run, now_us, receive, send
+from loaded_mp.datapath.system import Longs, let_others_run, now_us, receive, send, waiting_bytes
 from loaded_mp.datapath.work import Work, work_of
 from loaded_mp.flows.atomics import load
 from loaded_mp.memory.counters import WorkerCounter
 from loaded_mp.memory.shared import SharedMemory, Stamp
+from loaded_mp.packet.reasons import Reason
 
 #: Packets read at once. More make no difference: a read of 64 small packets is shared by few system calls.
 BATCH = 64
@@ -54,6 +58,8 @@ class Batch(NamedTuple):
     vectors_out: Longs  #: int64[BATCH + 1, 2]: struct iovec, one for each verdict
     clock: Longs  #: int64[2]: struct timespec
     waited_us: Longs  #: int64[1]: how long the last sleep for packets took
+    scratch: Longs  #: int64[6], for `waiting_bytes`
+    shares: Shares
 
 
 def new_batch(descriptor: int, queue: int) -> Batch:
@@ -76,6 +82,8 @@ def new_batch(descriptor: int, queue: int) -> Batch:
         np.zeros((BATCH + 1, 2), np.int64),
         np.zeros(2, np.int64),
         np.zeros(1, np.int64),
+        np.zeros(6, np.int64),
+        new_shares(BATCH),
     )
 
 
@@ -107,7 +115,7 @@ def serve(batch: Batch, memory: SharedMemory, worker: int, replacing: bool) -> i
                 _give_back_before(batch, count)
                 replacing = False
             stamps[Stamp.LAST_READ_ID] = np.uint64(last)
-        _decide_all(batch, count, work_of(memory, worker, now // 1_000_000))
+        _decide_all(batch, count, work_of(memory, worker, now // 1_000_000), now)
         counted[WorkerCounter.BATCHES] += _ONE
         served += count
     return served
@@ -127,14 +135,21 @@ def next_batch(batch: Batch, started_us: int) -> int:
 
 
 @compiled
-def _decide_all(batch: Batch, count: int, work: Work) -> None:
+def _decide_all(batch: Batch, count: int, work: Work, read_us: int) -> None:
     """Decide the packets in the first `count` slots and send the verdicts."""
-    first = verdicts = waiting = 0
+    full = count == BATCH
+    thin = crowded(batch.shares, waiting_bytes(batch.descriptor, batch.scratch) if full else 0)
+    first = verdicts = waiting = packet_bytes = 0
     for i in range(count):
         queued = message(batch, i)
+        dropped = thin and over_share(batch.shares, i, source_of(batch.buffer, queued, work), read_us)
         if queued.packet_id == 0:
             continue
-        decision = decide(batch.buffer, queued, work)
+        packet_bytes += queued.end - queued.start
+        if dropped:
+            decision = Decision(NF_DROP, False, 0, 0, Reason.OVER_SHARE)
+        else:
+            decision = decide(batch.buffer, queued, work)
         work.reasons[decision.reason] += _ONE
         length = write_verdict(batch.buffer, batch.shorts, queued, batch.queue, decision)
         length = (length + 3) & ~3
@@ -147,6 +162,8 @@ def _decide_all(batch: Batch, count: int, work: Work) -> None:
     if verdicts > first:
         _send(batch, first, verdicts, work)
     work.counted[WorkerCounter.PACKETS] += np.uint64(verdicts)
+    if full:
+        learn_pace(batch.shares, count, packet_bytes, now_us(batch.clock) - read_us)
 
 
 @compiled

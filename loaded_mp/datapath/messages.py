@@ -91,6 +91,12 @@ def read_message(buffer: Bytes, shorts: Shorts, at: int, length: int) -> Queued:
 
 
 @compiled
+def from_client(queued: Queued) -> bool:
+    """Whether a packet was queued on its way to a VIP, and not as a reply."""
+    return queued.hook in (HOOK_PREROUTING, HOOK_LOCAL_OUT)
+
+
+@compiled
 def _write_header(shorts: Shorts, at: int, length: int, kind: int, queue: int) -> None:
     first = at // 2
     shorts[first] = np.uint16(length & 0xFFFF)

@@ -22,8 +22,12 @@ _CFG_F_GSO = 4
 _COPY_RANGE = 0xFFFF
 _SOL_SOCKET_SNDBUFFORCE, _SOL_SOCKET_RCVBUFFORCE = 32, 33  # include/uapi/asm-generic/socket.h
 
+_SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5  # include/linux/socket.h, include/uapi/linux/netlink.h
+
 #: Memory that the kernel takes for a small waiting packet, by measurement, in bytes.
 _BYTES_PER_PACKET = 1_280
+#: Room for long packets: 20 ms of what a worker forwards of them.
+_MIN_RECEIVE_BUFFER = 16 << 20
 _MAX_RECEIVE_BUFFER = 128 << 20
 _SEND_BUFFER = 4 << 20
 #: How long a read waits for a packet, in microseconds.
@@ -68,9 +72,11 @@ class Queue:
         return queue
 
     def _configure(self, connection: socket.socket, length: int) -> None:
-        receive_buffer = min(length * _BYTES_PER_PACKET, _MAX_RECEIVE_BUFFER)
+        receive_buffer = min(max(length * _BYTES_PER_PACKET, _MIN_RECEIVE_BUFFER), _MAX_RECEIVE_BUFFER)
         connection.setsockopt(socket.SOL_SOCKET, _SOL_SOCKET_RCVBUFFORCE, receive_buffer)
         connection.setsockopt(socket.SOL_SOCKET, _SOL_SOCKET_SNDBUFFORCE, _SEND_BUFFER)
+        # Or a full buffer would take nothing more until all of it has been read.
+        connection.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         connection.settimeout(_ANSWER_TIMEOUT_S)
         flags = struct.pack("!I", _CFG_F_GSO)
         attributes = (

@@ -1,4 +1,4 @@
-"""The three system calls of the loop, callable from compiled code.
+"""The system calls of the loop, callable from compiled code.
 
 They are bound by name when the machine code is loaded, so that it can be kept on disk. Interpreted, the
 same calls go through ctypes.
@@ -23,6 +23,8 @@ _CLOCK_MONOTONIC = 1
 #: include/linux/socket.h: block for the first message only.
 _MSG_WAITFORONE = 0x10000
 _MSG_DONTWAIT = 0x40
+#: include/uapi/asm-generic/socket.h
+_SOL_SOCKET, _SO_MEMINFO = 1, 55
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -38,6 +40,7 @@ def _errno(typing_context: Any) -> Any:
 _recvmmsg: Any
 _sendmsg: Any
 _clock_gettime: Any
+_getsockopt: Any
 _sched_yield: Any
 
 if numba.config.DISABLE_JIT:
@@ -50,6 +53,8 @@ if numba.config.DISABLE_JIT:
     _clock_gettime = _libc.clock_gettime
     _clock_gettime.argtypes = [ctypes.c_int, ctypes.c_void_p]
     _sched_yield = _libc.sched_yield
+    _getsockopt = _libc.getsockopt
+    _getsockopt.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     _errno = ctypes.get_errno
 else:
     _recvmmsg = types.ExternalFunction(
@@ -58,6 +63,9 @@ else:
     _sendmsg = types.ExternalFunction("sendmsg", types.intp(types.int32, types.intp, types.int32))
     _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
     _sched_yield = types.ExternalFunction("sched_yield", types.int32())
+    _getsockopt = types.ExternalFunction(
+        "getsockopt", types.int32(types.int32, types.int32, types.int32, types.intp, types.intp)
+    )
 
 
 @compiled
@@ -85,6 +93,17 @@ def send(descriptor: int, message: Longs) -> int:
     if int(_sendmsg(descriptor, message.ctypes.data, 0)) < 0:
         return -int(_errno())
     return 0
+
+
+@compiled
+def waiting_bytes(descriptor: int, scratch: Longs) -> int:
+    """Memory of the messages that wait in a socket, in bytes; 0 where the kernel does not tell (before 4.12).
+
+    `scratch` is int64[6]: nine numbers of 32 bits of which the first is the answer, then the bytes of them.
+    """
+    scratch[0], scratch[5] = 0, 36
+    _getsockopt(descriptor, _SOL_SOCKET, _SO_MEMINFO, scratch.ctypes.data, scratch.ctypes.data + 40)
+    return int(scratch[0] & 0xFFFFFFFF)
 
 
 @compiled

@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from loaded_mp.memory.counters import BackendCounter, Counter, FlowTableCounter, WorkerCounter
-from loaded_mp.status import BackendStatus, FlowTableStatus, Status, WorkerStatus
+from loaded_mp.status import BackendStatus, FlowTableStatus, Status, TrackedStatus, WorkerStatus
 
 _BACKEND = ("service", "backend", "address")
 _WORKER = ("worker", "queue")
@@ -48,6 +48,8 @@ class StatusCollector(Collector):
         yield from _backends(backends)
         yield from _workers([([str(each.number), str(each.queue)], each) for each in status.workers])
         yield from _flow_table(status.flow_table)
+        if status.tracked:
+            yield from _tracked(status.tracked)
         reasons = CounterMetricFamily(
             "loaded_mp_unbalanced_packets", "Packets that were not balanced, by reason.", labels=["reason"]
         )
@@ -110,6 +112,11 @@ def _workers(workers: list[tuple[list[str], WorkerStatus]]) -> Iterable[Metric]:
         "Packets that the kernel dropped because the socket's buffer was full.",
         labels=_WORKER,
     )
+    over_share = CounterMetricFamily(
+        "loaded_mp_worker_over_share",
+        "Packets that the worker dropped as more than their client's share while others waited.",
+        labels=_WORKER,
+    )
     restarts = CounterMetricFamily(
         "loaded_mp_worker_restarts", "Times that the worker was replaced.", labels=_WORKER
     )
@@ -117,8 +124,9 @@ def _workers(workers: list[tuple[list[str], WorkerStatus]]) -> Iterable[Metric]:
         waiting.add_metric(labels, worker.queue_waiting)
         queue_drops.add_metric(labels, worker.queue_drops)
         socket_drops.add_metric(labels, worker.socket_drops)
+        over_share.add_metric(labels, worker.over_share)
         restarts.add_metric(labels, worker.restarts)
-    yield from (waiting, queue_drops, socket_drops, restarts)
+    yield from (waiting, queue_drops, socket_drops, over_share, restarts)
 
 
 def _flow_table(table: FlowTableStatus) -> Iterable[Metric]:
@@ -132,3 +140,14 @@ def _flow_table(table: FlowTableStatus) -> Iterable[Metric]:
     for counter in FlowTableCounter:
         name = counter.name.lower()
         yield CounterMetricFamily(f"loaded_mp_flow_table_{name}", counter.help, table.counters[name])
+
+
+def _tracked(tracked: TrackedStatus) -> Iterable[Metric]:
+    yield GaugeMetricFamily(
+        "loaded_mp_tracked_connections", "Connections that the kernel tracks.", tracked.connections
+    )
+    yield GaugeMetricFamily(
+        "loaded_mp_tracked_connections_limit",
+        "So many connections the kernel tracks at the most; 0: any number.",
+        tracked.limit,
+    )

@@ -106,6 +106,12 @@ class Reason(IntEnum):
         Fate.DROP,
     )
     MISPLACED = 23, "from the clients' side with the address of a backend", Fate.DROP, Fate.DROP
+    OVER_SHARE = (
+        24,
+        "more than its client's share while others waited; clients without a flow share as one",
+        Fate.DROP,
+        Fate.DROP,
+    )
 
 
 #: Fates by direction (0: from a client, 1: from a backend) and Reason, for compiled code.

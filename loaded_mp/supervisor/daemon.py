@@ -40,6 +40,7 @@ from loaded_mp.supervisor.reload import Load, RefusedError, Reload, read_again
 from loaded_mp.supervisor.report import Report
 from loaded_mp.supervisor.start import clear_up, cores_of, prepare_code, shorten_slices, tell_systemd
 from loaded_mp.supervisor.sweep import Count, Expire, Sweeper
+from loaded_mp.supervisor.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +215,7 @@ class Daemon:
                     self.drift.run(),
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),
+                    Tracking().run(),
                     self._reloads(),
                 )
             ]

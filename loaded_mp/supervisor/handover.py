@@ -33,6 +33,7 @@ from loaded_mp.memory.shared import (
     shared_memory_of,
     write_notes,
 )
+from loaded_mp.network.queues import read_queues
 from loaded_mp.services import Family, Ids, queues_of, worker_count
 from loaded_mp.status import Wanted
 from loaded_mp.supervisor.orphans import orphans
@@ -207,9 +208,8 @@ def _queue_of(descriptor: int) -> int | None:
             port = maybe.getsockname()[0]
     except OSError:
         return None
-    lines = Path("/proc/net/netfilter/nfnetlink_queue").read_text().splitlines()
-    rows = [line.split() for line in lines]
-    return next((int(row[0]) for row in rows if int(row[1]) & 0xFFFFFFFF == port), None)
+    queues = read_queues().items()
+    return next((number for number, each in queues if each.port & 0xFFFFFFFF == port), None)
 
 
 def end(pid: int) -> None:

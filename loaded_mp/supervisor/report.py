@@ -12,10 +12,18 @@ import loaded_mp
 from loaded_mp.forwarding.forwarding import Counted
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter, WorkerCounter
 from loaded_mp.memory.shared import SharedMemory, memory_bytes
-from loaded_mp.metrics.queues import QueueStatus, read_queues
+from loaded_mp.network.queues import QueueStatus, read_queues
+from loaded_mp.network.tracking import read_tracked
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.services import Part
-from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Status, WorkerStatus
+from loaded_mp.status import (
+    BackendStatus,
+    FlowTableStatus,
+    ServiceStatus,
+    Status,
+    TrackedStatus,
+    WorkerStatus,
+)
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Child, Children
@@ -58,6 +66,7 @@ class Report:
                 memory_bytes=memory_bytes(services.config.flows, len(self.children.children)),
                 counters=_counts(FlowTableCounter, self.memory.flow_table.sum(axis=0)),
             ),
+            tracked=_tracked(),
             drifts_mended=self.drift.mends,
             counters_age_s=self.accounting.age_s,
             counters_fault=self.accounting.fault,
@@ -103,8 +112,14 @@ class Report:
             queue_waiting=queue.waiting if queue else 0,
             queue_drops=queue.queue_drops if queue else 0,
             socket_drops=queue.socket_drops if queue else 0,
+            over_share=int(self.memory.reasons[child.place.number, Reason.OVER_SHARE]),
             counters=_counts(WorkerCounter, self.memory.workers[child.place.number]),
         )
+
+
+def _tracked() -> TrackedStatus | None:
+    tracked = read_tracked()
+    return TrackedStatus(**tracked._asdict(), percent=tracked.percent) if tracked else None
 
 
 def _counts(

@@ -8,11 +8,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loaded_mp.memory.counters import BackendCounter, Counter, FlowTableCounter, WorkerCounter
-from loaded_mp.metrics import queues
 from loaded_mp.metrics.collector import StatusCollector
-from loaded_mp.metrics.queues import QueueStatus, read_queues
+from loaded_mp.network.queues import QueueStatus, read_queues
 from loaded_mp.packet.reasons import Reason
-from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Status, WorkerStatus
+from loaded_mp.status import (
+    BackendStatus,
+    FlowTableStatus,
+    ServiceStatus,
+    Status,
+    TrackedStatus,
+    WorkerStatus,
+)
 
 
 def counted(counters: type[Counter], first: int) -> dict[str, int]:
@@ -54,12 +60,14 @@ STATUS = Status(
             queue_waiting=2,
             queue_drops=3,
             socket_drops=4,
+            over_share=6,
             counters=counted(WorkerCounter, 2000),
         ),
     ),
     flow_table=FlowTableStatus(
         capacity=1000, used=16, memory_bytes=4096, counters=counted(FlowTableCounter, 3000)
     ),
+    tracked=TrackedStatus(connections=50, limit=1000, percent=5),
     drifts_mended=0,
     counters_age_s=0.5,
     counters_fault="",
@@ -107,6 +115,7 @@ def test_every_figure_is_exported_with_its_labels() -> None:
         ("queue_waiting", 2),
         ("queue_drops_total", 3),
         ("socket_drops_total", 4),
+        ("over_share_total", 6),
         ("restarts_total", 5),
     ):
         assert found[f"loaded_mp_worker_{name}", ("0", "10")] == value
@@ -114,6 +123,8 @@ def test_every_figure_is_exported_with_its_labels() -> None:
     assert found["loaded_mp_flow_table_used", ()] == 16
     assert found["loaded_mp_flow_table_evictions_total", ()] == 3000
     assert found["loaded_mp_shared_memory_bytes", ()] == 4096
+    assert found["loaded_mp_tracked_connections", ()] == 50
+    assert found["loaded_mp_tracked_connections_limit", ()] == 1000
     assert found["loaded_mp_uptime_seconds", ()] == 5.5
     assert found["loaded_mp_counters_age_seconds", ()] == 0.5
     assert found["loaded_mp_build_info", ("1.2.3",)] == 1
@@ -133,12 +144,16 @@ def test_every_reason_is_exported(reason: Reason) -> None:
     assert found["loaded_mp_unbalanced_packets_total", (reason.name.lower(),)] == int(reason)
 
 
-def test_queues_are_read_as_the_kernel_prints_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "nfnetlink_queue"
-    monkeypatch.setattr(queues, "_PATH", file)
-    assert read_queues() == {}
+def test_queues_are_read_as_the_kernel_prints_them(tmp_path: Path) -> None:
+    file = tmp_path / "net/netfilter/nfnetlink_queue"
+    assert read_queues(tmp_path) == {}
+    file.parent.mkdir(parents=True)
     file.write_text(
         "    3  27988     5 2 65531     7     9     6112  1\n"
-        "   12      1     0 2 65531     0     0        0  1\n"
+        "   12     -1     0 2 65531     0     0        0  1\n"
     )
-    assert read_queues() == {3: QueueStatus(5, 7, 9), 12: QueueStatus(0, 0, 0)}
+    assert read_queues(tmp_path) == {3: QueueStatus(27_988, 5, 7, 9), 12: QueueStatus(-1, 0, 0, 0)}
+
+
+def test_a_kernel_that_tracks_no_connections_has_no_figures_of_them() -> None:
+    assert "tracked" not in exposition(STATUS.model_copy(update={"tracked": None}))

@@ -91,6 +91,22 @@ def test_a_backend_that_is_down_says_why_and_for_how_long() -> None:
     assert f"down: web web1 10.0.0.1 for 3 min 5 s: {cause}\n" in shown(with_backends(BACKEND, down))
 
 
+def test_drops_are_shown_by_queue_and_cause() -> None:
+    lines = shown(QUIET, 80).splitlines()
+    assert "dropped in queue 10: queue full 3, socket full 4, over their client's share 6" in lines
+    (worker,) = QUIET.workers
+    none = worker.model_copy(update={"queue_drops": 0, "socket_drops": 0, "over_share": 0})
+    assert "dropped in" not in shown(QUIET.model_copy(update={"workers": (none,)}))
+    share = worker.model_copy(update={"queue_drops": 0, "socket_drops": 0})
+    lines = shown(QUIET.model_copy(update={"workers": (share,)}), 80).splitlines()
+    assert "dropped in queue 10: over their client's share 6" in lines
+
+
+def test_the_table_of_connections_is_shown_if_there_is_one() -> None:
+    assert "conntrack: 50 of 1,000 connections, 5 % full" in shown(QUIET).splitlines()
+    assert "conntrack" not in shown(QUIET.model_copy(update={"tracked": None}))
+
+
 @pytest.mark.parametrize("wanted", ["drain", "maintenance"])
 def test_what_the_operator_wants_is_shown(wanted: str) -> None:
     assert wanted in shown(with_backends(BACKEND.model_copy(update={"wanted": wanted})), 80)

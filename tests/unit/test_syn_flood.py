@@ -45,6 +45,10 @@ def test_a_flood_of_spoofed_sources_moves_nobody_who_is_served() -> None:
         homes[client] = world.backend_of(request)
         reply = IP(src=homes[client], dst=client) / TCP(sport=80, dport=1_000, flags="SA")
         assert world.reply(reply)[0] == Reason.OK
+        assert (
+            world.backend_of(IP(src=client, dst=VIP[4]) / TCP(sport=1_000, dport=80, flags="A"))
+            == homes[client]
+        )
     syn = np.frombuffer(bytes(IP(dst=VIP[4]) / TCP(sport=1, dport=80, flags="S")), np.uint8)
     spoofed = np.zeros(START + syn.size, np.uint8)
     for second in range(SECONDS):

@@ -1,8 +1,9 @@
 """The services and backends that run now: what is configured, what is known, what follows for workers."""
 
-from loaded_mp.checks.health import Health
-from loaded_mp.checks.runner import Result, Targets
-from loaded_mp.config.model import Config
+from collections.abc import Collection
+
+from loaded_mp.checks.runner import Result, Target, Targets
+from loaded_mp.config.model import Config, Service
 from loaded_mp.datapath.balance import REPLY
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
@@ -11,7 +12,7 @@ from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.services import Ids, Services
 from loaded_mp.supervisor.handover import Adopted, write_state
 from loaded_mp.supervisor.snapshots import fill
-from loaded_mp.supervisor.state import BackendState
+from loaded_mp.supervisor.state import BackendState, Change
 
 
 class Backends:
@@ -29,15 +30,15 @@ class Backends:
 
     def configure(self, config: Config) -> None:
         """Take over a configuration. Raises TooLargeError and then changes nothing."""
+        running = {name for (name, _), _ in self._ids.services.items()}
         self.services = self._ids.expand(config)
         for number in self._ids.backends.held() - self.states.keys():
-            self.states[number] = BackendState()
+            self.states[number] = _first_state(self.services.part_of[number].service, running)
             self._memory.backends[:, number] = 0
             self._memory.active[:, number] = 0
         for number, part in self.services.part_of.items():
             self._forwarding[number] = FORWARDINGS[part.service.forwarding]
-            if part.service.check is None:
-                self.states[number].heard(Health(), "not checked")
+            self.states[number].follow(part.service.checks, part.service.checks_needed)
 
     def note(self) -> None:
         """Write down what the next supervisor has to know."""
@@ -49,20 +50,16 @@ class Backends:
 
     def targets(self) -> Targets:
         """What is to be checked."""
-        return {
-            number: (backend.address, part.service.check)
+        return [
+            Target(number, check.address or backend.check_address or backend.address, check)
             for part in self.services.parts
-            if part.service.check
             for number, backend in part.backends.items()
-        }
+            for check in part.service.checks
+        ]
 
-    def heard(self, result: Result) -> bool:
-        """Take note of a check's result; whether the backend went up or down by it."""
-        part = self.services.part_of.get(result.backend)
-        if part is None or part.service.check is None:
-            return False
-        check, state = part.service.check, self.states[result.backend]
-        return state.heard(state.health.after(result.fault is None, check.rise, check.fall), result.text)
+    def heard(self, result: Result) -> Change | None:
+        """Take note of a check's result; what changed by it."""
+        return self.states[result.backend].heard(result) if result.backend in self.services.part_of else None
 
     def name(self, number: int) -> tuple[str, str]:
         """Names of the service and of the backend with this id."""
@@ -94,3 +91,11 @@ class Backends:
         """Let the ids of removed services be used again, once all of `removed` is released."""
         for number in self._ids.services.held() - {part.id for part in self.services.parts}:
             self._ids.services.release(number)
+
+
+def _first_state(service: Service, running: Collection[str]) -> BackendState:
+    """Of a backend that nothing is known of; `running` are the names of the services that run already."""
+    initial = service.initial or ("down" if service.name in running else "up")
+    if initial == "down" and service.checks:
+        return BackendState(up=False, cause="not checked yet")
+    return BackendState()

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loaded_mp.checks import runner as runner_module
-from loaded_mp.checks.check import Check, OneOfTypes
+from loaded_mp.checks.check import Check, Fault, Finding, OneOfTypes
 from loaded_mp.checks.health import Health
-from loaded_mp.checks.runner import Result, Runner, Targets
+from loaded_mp.checks.runner import Result, Runner, Target, Targets
 from loaded_mp.checks.tcp import TcpCheck
 from loaded_mp.fields import Address, Settings
 from loaded_mp.supervisor.state import BackendState
@@ -89,9 +89,10 @@ class Transition(NamedTuple):
     cause: str
 
 
-def target(version: int, port: int, **more: float) -> tuple[Address, Check]:
+def target(number: int, version: int, port: int, **more: float) -> Target:
     settings = {"interval_s": 0.02, "timeout_s": 5, "rise": 2, "fall": 2, **more}
-    return ip_address(LOOPBACK[version]), TcpCheck.model_validate({"port": port, **settings})
+    check = TcpCheck.model_validate({"port": port, **settings})
+    return Target(number, ip_address(LOOPBACK[version]), check)
 
 
 class Watch:
@@ -99,25 +100,31 @@ class Watch:
 
     def __init__(self, targets: Targets) -> None:
         self._queue: asyncio.Queue[Transition] = asyncio.Queue()
-        self._targets = targets
         self._states: dict[int, BackendState] = {}
         self.results: list[Result] = []
         self.runner = Runner(targets, self._heard)
+        self._follow(targets)
+
+    def _follow(self, targets: Targets) -> None:
+        checks: dict[int, list[Check]] = {}
+        for each in targets:
+            checks.setdefault(each.backend, []).append(each.check)
+        self._states = {number: self._states.get(number, BackendState()) for number in checks}
+        for number, state in self._states.items():
+            state.follow(checks[number], "all")
 
     def _heard(self, result: Result) -> None:
         self.results.append(result)
-        check = self._targets[result.backend][1]
-        state = self._states.setdefault(result.backend, BackendState())
-        if state.heard(state.health.after(result.fault is None, check.rise, check.fall), result.text):
+        state = self._states[result.backend]
+        if state.heard(result):
             self._queue.put_nowait(Transition(result.backend, state.up, result.text))
 
     def update(self, targets: Targets) -> None:
-        self._targets = targets
-        self._states = {number: state for number, state in self._states.items() if number in targets}
+        self._follow(targets)
         self.runner.update(targets)
 
     def is_up(self, number: int) -> bool:
-        return number not in self._states or self._states[number].up
+        return self._states[number].up
 
     async def next(self) -> Transition:
         return await asyncio.wait_for(self._queue.get(), DEADLINE_S)
@@ -159,7 +166,7 @@ def test_down_and_up_with_causes(version: int) -> None:
             assert await watched.next() == Transition(7, True, f"connect to {name}: accepted")
         assert await watched.next() == Transition(7, False, f"connect to {name}: refused")
 
-    watch({7: target(version, port)}, body)
+    watch([target(7, version, port)], body)
 
 
 @both
@@ -167,7 +174,7 @@ def test_a_connection_is_reset_and_leaves_nothing(version: int) -> None:
     async def body() -> None:
         with listener(version) as server:
             address, port = server.getsockname()[:2]
-            assert await TcpCheck(port=port).attempt(ip_address(address)) is None
+            assert await TcpCheck(port=port).attempt(ip_address(address)) == Finding(said="accepted")
             with await accept(server) as connection, pytest.raises(ConnectionResetError):
                 await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), DEADLINE_S)
 
@@ -185,9 +192,9 @@ def test_what_does_not_answer_is_cut_off() -> None:
                     each.connect(server.getsockname())
             started_s = loop.time()
             check = TcpCheck(port=server.getsockname()[1], timeout_s=0.1)
-            result = await Runner({}, lambda _: None)._ask(7, ip_address("127.0.0.1"), check)
+            result = await Runner([], lambda _: None)._ask(Target(7, ip_address("127.0.0.1"), check))
             assert result
-            assert result.fault == "no answer within 0.1 s"
+            assert result.finding.fault == "no answer within 0.1 s"
             assert 0.09 < loop.time() - started_s < DEADLINE_S
             for each in waiting:
                 each.close()
@@ -196,8 +203,13 @@ def test_what_does_not_answer_is_cut_off() -> None:
 
 
 def test_what_cannot_be_reached_says_what_the_kernel_says() -> None:
-    attempt = TcpCheck(port=80).attempt(ip_address("255.255.255.255"))
-    assert asyncio.run(attempt) == "network is unreachable"
+    async def ask() -> Result | None:
+        target = Target(7, ip_address("255.255.255.255"), TcpCheck(port=80))
+        return await Runner([], lambda _: None)._ask(target)
+
+    result = asyncio.run(ask())
+    assert result
+    assert result.text == "connect to 255.255.255.255:80: network is unreachable"
 
 
 def test_a_reload_keeps_health_and_follows_the_targets() -> None:
@@ -207,26 +219,25 @@ def test_a_reload_keeps_health_and_follows_the_targets() -> None:
         first = await watched.next(), await watched.next()
         assert {each.backend for each in first} == {1, 2}
         with listener(4, port) as server:
-            slow = target(4, port, interval_s=60)
-            watched.update({1: target(4, port, rise=5), 3: slow})
+            slow = target(3, 4, port, interval_s=60)
+            watched.update([target(1, 4, port, rise=5), slow])
             assert not watched.is_up(1)
-            assert watched.is_up(2)
             assert watched.is_up(3)
             assert await watched.next() == Transition(1, True, f"connect to 127.0.0.1:{port}: accepted")
-            watched.update({3: slow})
+            watched.update([slow])
             while True:
                 with suppress(BlockingIOError):
                     server.accept()[0].close()
                     continue
                 break
-        watched.update({3: slow, 4: target(4, port)})
+        watched.update([slow, target(4, 4, port)])
         assert (await watched.next())[:2] == (4, False)
         with listener(4, port):
             assert (await watched.next())[:2] == (4, True)
         assert (await watched.next())[:2] == (4, False)
         assert watched.told() == 0
 
-    watch({1: target(4, port), 2: target(4, port)}, body)
+    watch([target(1, 4, port), target(2, 4, port)], body)
 
 
 def test_first_checks_are_spread_and_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,13 +247,14 @@ def test_first_checks_are_spread_and_few_at_a_time(monkeypatch: pytest.MonkeyPat
     class Slow(Check):
         type: Literal["slow"] = "slow"
 
-        async def attempt(self, address: Address) -> None:
+        async def attempt(self, address: Address) -> Finding:
             nonlocal under_way, most
             starts.append(asyncio.get_running_loop().time())
             under_way += 1
             most = max(most, under_way)
             await asyncio.sleep(0.05)
             under_way -= 1
+            return Finding()
 
         def question(self, address: Address) -> str:
             return "slow"
@@ -256,7 +268,7 @@ def test_first_checks_are_spread_and_few_at_a_time(monkeypatch: pytest.MonkeyPat
             await asyncio.sleep(0.01)
 
     slow = Slow(interval_s=0.4, timeout_s=5)
-    watch({number: (ip_address("127.0.0.1"), slow) for number in range(20)}, body)
+    watch([Target(number, ip_address("127.0.0.1"), slow) for number in range(20)], body)
     assert most == 2
     assert starts[0] < starts[10] < starts[19]
     assert starts[19] - starts[0] > 0.3
@@ -267,23 +279,24 @@ class Told(Check):
 
     type: Literal["told"] = "told"
 
-    async def attempt(self, address: Address) -> str | None:
+    async def attempt(self, address: Address) -> Finding:
         return await TOLD[str(address)]()
 
     def question(self, address: Address) -> str:
         return f"ask {address}"
 
 
-TOLD: dict[str, Callable[[], Awaitable[str | None]]] = {}
+TOLD: dict[str, Callable[[], Awaitable[Finding]]] = {}
 
 
-def told(address: str, what: Callable[[], Awaitable[str | None]]) -> tuple[Address, Check]:
+def told(number: int, what: Callable[[], Awaitable[Finding]], **more: Any) -> Target:
+    address = f"10.0.0.{number}"
     TOLD[address] = what
-    return ip_address(address), Told(interval_s=0.01, timeout_s=5)
+    return Target(number, ip_address(address), Told(**{"interval_s": 0.01, "timeout_s": 5, **more}))
 
 
-def failing(error: Exception) -> Callable[[], Awaitable[str | None]]:
-    async def fail() -> str | None:
+def failing(error: Exception) -> Callable[[], Awaitable[Finding]]:
+    async def fail() -> Finding:
         raise error
 
     return fail
@@ -298,7 +311,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_what_this_machine_lacks_is_no_backends_fault(caplog: pytest.LogCaptureFixture) -> None:
     asked = 0
 
-    async def no_descriptor() -> str | None:
+    async def no_descriptor() -> Finding:
         nonlocal asked
         asked += 1
         raise OSError(errno.EMFILE, "Too many open files")
@@ -308,40 +321,40 @@ def test_what_this_machine_lacks_is_no_backends_fault(caplog: pytest.LogCaptureF
         assert watched.results == []
         assert watched.is_up(1)
 
-    watch({1: told("10.0.0.1", no_descriptor)}, body)
+    watch([told(1, no_descriptor)], body)
     assert caplog.text.count("event=checks-hindered") == 1
 
 
 def test_a_check_that_breaks_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    async def fine() -> str | None:
-        return None
+    async def fine() -> Finding:
+        return Finding()
 
     async def body(watched: Watch) -> None:
         await until(lambda: len({result.backend for result in watched.results[-9:]}) == 2)
         broken = next(result for result in watched.results if result.backend == 1)
         assert broken.text == "ask 10.0.0.1: ZeroDivisionError: oh"
 
-    watch({1: told("10.0.0.1", failing(ZeroDivisionError("oh"))), 2: told("10.0.0.2", fine)}, body)
+    watch([told(1, failing(ZeroDivisionError("oh"))), told(2, fine)], body)
     assert "event=check-broken" in caplog.text
 
 
 def test_no_result_comes_of_a_target_that_is_gone() -> None:
     going_on, over = asyncio.Event(), asyncio.Event()
 
-    async def late() -> str | None:
+    async def late() -> Finding:
         going_on.set()
         with suppress(asyncio.CancelledError):
             await over.wait()
-        return "too late"
+        raise Fault("too late")
 
     async def body(watched: Watch) -> None:
         await asyncio.wait_for(going_on.wait(), DEADLINE_S)
-        watched.update({})
+        watched.update([])
         over.set()
         await asyncio.sleep(0.05)
         assert watched.results == []
 
-    watch({1: told("10.0.0.1", late)}, body)
+    watch([told(1, late)], body)
 
 
 def test_a_configuration_takes_checks_of_several_types() -> None:

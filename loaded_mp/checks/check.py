@@ -102,11 +102,11 @@ def is_local(error: OSError) -> bool:
 
 def fault_of(error: OSError) -> str:
     """What the kernel says of who was asked, in words."""
-    if error.errno == errno.ECONNREFUSED:
+    if isinstance(error, ConnectionRefusedError):
         return "refused"
-    if error.errno == errno.ECONNRESET:
+    if isinstance(error, ConnectionResetError):
         return "reset"
-    return os.strerror(error.errno).lower() if error.errno else str(error)
+    return os.strerror(error.errno).lower() if error.errno else str(error) or type(error).__name__
 
 
 def at(address: Address, port: int) -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import itertools
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
@@ -14,12 +16,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loaded_mp.checks import runner as runner_module
+from loaded_mp.checks.agent import AgentCheck
 from loaded_mp.checks.check import Check, Fault, Finding, OneOfTypes
 from loaded_mp.checks.health import Health
 from loaded_mp.checks.runner import Result, Runner, Target, Targets
 from loaded_mp.checks.tcp import TcpCheck
+from loaded_mp.config.model import Config
+from loaded_mp.config.toml import parse_toml
 from loaded_mp.fields import Address, Settings
-from loaded_mp.supervisor.state import BackendState
+from loaded_mp.memory.shared import SharedMemory, new_shared_memory
+from loaded_mp.status import Wanted
+from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.handover import Adopted, read_state
+from loaded_mp.supervisor.state import BackendState, Change
 
 DEADLINE_S = 10
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
@@ -367,3 +376,207 @@ def test_a_configuration_takes_checks_of_several_types() -> None:
     for wrong in ({"type": "htp"}, {"type": "told", "port": 80}, {}, {"type": 7}):
         with pytest.raises(ValidationError):
             Both.model_validate({"check": wrong})
+
+
+def test_it_is_asked_faster_while_results_change() -> None:
+    answers = iter([True, True, True, False, False, True, True])
+    moments: list[float] = []
+
+    async def answer() -> Finding:
+        moments.append(asyncio.get_running_loop().time())
+        if next(answers, True):
+            return Finding()
+        raise Fault("down")
+
+    async def body(_: Watch) -> None:
+        await until(lambda: len(moments) > 7)
+
+    watch([told(1, answer, interval_s=0.4, fast_interval_s=0.02, rise=2, fall=2)], body)
+    pauses = [after - before for before, after in itertools.pairwise(moments)]
+    assert ["fast" if pause_s < 0.2 else "slow" for pause_s in pauses[:7]] == [
+        "fast",  # a first success
+        "slow",
+        "slow",
+        "fast",  # a first failure
+        "slow",
+        "fast",
+        "slow",
+    ]
+
+
+def test_intervals_differ_by_a_twentieth_and_no_more() -> None:
+    moments: list[float] = []
+
+    async def answer() -> Finding:
+        moments.append(asyncio.get_running_loop().time())
+        return Finding()
+
+    async def body(_: Watch) -> None:
+        await until(lambda: len(moments) > 12)
+
+    watch([told(1, answer, interval_s=0.2)], body)
+    pauses = [after - before for before, after in itertools.pairwise(moments)]
+    assert len({round(each, 3) for each in pauses}) > 3
+    # What the loop took is not added up: the next moment counts from when this one was due.
+    assert 0.19 * 12 < moments[12] - moments[0] < 0.21 * 12 + 0.1
+
+
+def test_a_fault_in_a_group_is_said_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    asked = 0
+
+    async def no_descriptor() -> Finding:
+        nonlocal asked
+        asked += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def fine() -> Finding:
+        return Finding()
+
+    async def body(watched: Watch) -> None:
+        await until(lambda: asked > 9 and len(watched.results) > 9)
+
+    watch([told(1, no_descriptor), told(2, no_descriptor), told(3, fine)], body)
+    assert caplog.text.count("event=checks-hindered") == 1
+
+
+A, B = TcpCheck(port=1, rise=1, fall=1), TcpCheck(port=2, rise=1, fall=1)
+
+
+def result(check: Check, passed: bool, started_s: float = float("inf"), **more: Any) -> Result:
+    finding = Finding(None if passed else "refused", **more)
+    return Result(Target(1, ip_address("10.0.0.1"), check), finding, started_s)
+
+
+@pytest.mark.parametrize(
+    ("needed", "ups"), [("all", [True, True, False, False, True]), ("any", [True, True, True, False, True])]
+)
+def test_several_checks_of_one_backend(needed: str, ups: list[bool]) -> None:
+    state = BackendState()
+    state.follow((A, B), needed)
+    told = []
+    for check, passed in ((A, True), (B, True), (A, False), (B, False)):
+        state.heard(result(check, passed))
+        told.append(state.up)
+    state.heard(result(A, True))
+    state.heard(result(B, True))
+    assert [*told, state.up] == ups
+
+
+def test_a_late_result_flips_nothing() -> None:
+    state = BackendState()
+    state.follow((A, B), "all")
+    begun_s = time.monotonic()
+    assert state.heard(result(A, False)) is Change.DOWN
+    assert state.cause == "connect to 10.0.0.1:1: refused"
+    assert state.heard(result(A, True, begun_s)) is None
+    assert not state.up
+    assert state.heard(result(A, True)) is Change.UP
+    assert state.heard(result(TcpCheck(port=3), False)) is None  # nobody asks this any more
+
+
+def test_the_strictest_word_counts() -> None:
+    agent, command = AgentCheck(port=1), TcpCheck(port=2)
+    state = BackendState()
+    state.follow((agent, command), "all")
+    assert state.heard(result(agent, True, percent=30)) is Change.SHARE
+    assert state.effective_weight(5) == 2  # never 0 by rounding
+    assert state.heard(result(agent, True)) is None  # what is not said again holds
+    assert state.heard(result(command, True, weight=100)) is Change.SHARE
+    assert state.effective_weight(5) == 30
+    state.weight = 10
+    assert state.effective_weight(5) == 3
+    assert state.heard(result(agent, True, wanted="drain")) is Change.SHARE
+    assert (state.usable, state.effective_weight(5)) == (True, 0)
+    assert state.heard(result(agent, True, wanted="maintenance")) is Change.SHARE
+    assert not state.usable
+    state.wanted = Wanted.READY
+    assert not state.usable
+    assert state.heard(result(agent, True, wanted="ready", percent=100)) is Change.SHARE
+    assert state.effective_weight(5) == 10
+
+
+def backends_of(
+    checks: str, *addresses: str, memory: SharedMemory, adopted: Adopted | None = None
+) -> Backends:
+    return Backends(memory, config_of(checks, *addresses), adopted)
+
+
+def config_of(checks: str, *addresses: str) -> Config:
+    backends = "".join(f'[[service.backend]]\naddress = "{each}"\n' for each in addresses)
+    text = f'[[service]]\nname = "web"\nvips = ["192.0.2.1"]\n{checks}\n{backends}'
+    return parse_toml(text, "f").config()
+
+
+CHECKED = "[service.check]\nport = 80\n"
+
+
+@pytest.mark.parametrize(
+    ("initial", "ups"),
+    [("", (True, False)), ('initial = "up"\n', (True, True)), ('initial = "down"\n', (False, False))],
+)
+def test_who_counts_as_up_before_it_was_checked(initial: str, ups: tuple[bool, bool]) -> None:
+    backends = backends_of(initial + CHECKED, "10.0.0.1", memory=new_shared_memory(1_024, 1))
+    assert backends.states[0].up is ups[0]
+    backends.configure(config_of(initial + CHECKED, "10.0.0.1", "10.0.0.2"))
+    assert (backends.states[0].up, backends.states[1].up) == ups
+    (target,) = [each for each in backends.targets() if each.backend == 1]
+    backends.heard(Result(target, Finding(), float("inf")))
+    assert backends.states[1].up  # its first success is enough
+
+
+def test_a_service_without_checks_or_a_new_one_serves_at_once() -> None:
+    backends = backends_of("", "10.0.0.1", memory=new_shared_memory(1_024, 1))
+    backends.configure(config_of("", "10.0.0.1", "10.0.0.2"))
+    assert all(state.up for state in backends.states.values())
+
+
+def test_a_reload_keeps_what_checks_said() -> None:
+    backends = backends_of(CHECKED, "10.0.0.1", memory=new_shared_memory(1_024, 1))
+    (target,) = backends.targets()
+    assert backends.heard(Result(target, Finding("refused"), float("inf"))) is Change.DOWN
+    backends.configure(config_of(CHECKED + "interval_s = 1\n", "10.0.0.1"))
+    assert not backends.states[0].up
+    assert backends.heard(Result(target, Finding(), float("inf"))) is None  # of the check that was
+    (target,) = backends.targets()
+    assert backends.heard(Result(target, Finding(), float("inf"))) is None
+    assert backends.heard(Result(target, Finding(), float("inf"))) is Change.UP
+
+
+def test_health_of_several_checks_outlives_a_hand_over() -> None:
+    memory = new_shared_memory(1_024, 1)
+    several = (
+        'checks_needed = "any"\n[[service.check]]\nport = 80\nfall = 1\n'
+        '[[service.check]]\ntype = "agent"\nport = 81\n'
+    )
+    before = backends_of(several, "10.0.0.1", "10.0.0.2", memory=memory)
+    for target in before.targets():
+        passed = isinstance(target.check, AgentCheck) or target.backend == 1
+        before.heard(Result(target, Finding(None if passed else "refused", percent=50), float("inf")))
+    before.note()
+    noted = read_state(memory)
+    assert noted
+    adopted = Adopted(memory, 0, *noted, {}, [])
+    after = backends_of(several, "10.0.0.1", "10.0.0.2", "10.0.0.3", memory=memory, adopted=adopted)
+    for number in (0, 1):
+        old, new = before.states[number], after.states[number]
+        assert new.effective_weight(10) == old.effective_weight(10) == 5
+        assert [each.health for each in new.checks.values()] == [each.health for each in old.checks.values()]
+    assert not after.states[2].up  # it joined meanwhile
+    target = next(
+        each for each in after.targets() if each.backend == 0 and isinstance(each.check, AgentCheck)
+    )
+    assert after.heard(Result(target, Finding("down"), float("inf"))) is Change.DOWN
+
+
+def test_who_is_asked() -> None:
+    checks = '[[service.check]]\nport = 80\n[[service.check]]\nport = 81\naddress = "10.9.9.9"\n'
+    config = config_of(checks, "10.0.0.1", "10.0.0.2")
+    aside = config.services[0].backends[1].model_copy(update={"check_address": ip_address("10.1.0.2")})
+    service = config.services[0].model_copy(update={"backends": (config.services[0].backends[0], aside)})
+    backends = Backends(new_shared_memory(1_024, 1), config.model_copy(update={"services": (service,)}))
+    assert [each.question for each in backends.targets()] == [
+        "connect to 10.0.0.1:80",
+        "connect to 10.9.9.9:81",
+        "connect to 10.1.0.2:80",
+        "connect to 10.9.9.9:81",
+    ]

@@ -98,6 +98,11 @@ class BackendState:
         self.checks[check] = after = Checked(health, result.finding.after(before.finding))
         if health.up != before.health.up and self._settle(result.text):
             return Change.UP if self.up else Change.DOWN
+        if before.health.guessed and not (
+            self.up or health.up
+        ):  # the guess was right, and now there is a cause
+            self.cause = result.text
+            return Change.DOWN
         return Change.SHARE if after.share != before.share else None
 
     def _settle(self, cause: str) -> bool:

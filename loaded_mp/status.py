@@ -32,6 +32,7 @@ class BackendStatus(_Model):
     up: bool
     since_s: float  #: seconds since it last went up or down
     cause: str  #: why it did; empty if nothing has happened yet
+    certificate_expires_s: float | None = None  #: Unix time; None: no check has seen one
     flows: int  #: entries of the flow table, as of the last sweep
     counters: dict[str, int]  #: see BackendCounter
 

@@ -22,10 +22,11 @@ def command(load: Callable[[], Config]) -> None:
         for backend in service.backends:
             name = f" ({backend.name})" if backend.name else ""
             click.echo(f"  backend {backend.address}{name} weight {backend.weight}")
-        check = service.check
-        if check:
+        for check in service.checks:
             click.echo(f"  check: {check} every {check.interval_s:g} s, rise {check.rise}, fall {check.fall}")
-        else:
+        if len(service.checks) > 1:
+            click.echo(f"  {service.checks_needed} of the checks must pass")
+        if not service.checks:
             click.echo("  check: none, every backend counts as up")
     click.echo(f"workers: {config.workers or 'one for each core'}; room for {config.flows:,} flows")
     click.echo("the configuration is good")

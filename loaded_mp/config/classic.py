@@ -272,12 +272,12 @@ def _put_backends(file: _File, draft: Draft) -> None:
 def _put_check(file: _File, draft: Draft) -> None:
     if not file.failover:
         return
-    draft.data["services"][0]["check"] = check = {}
-    draft.places["services", 0, "check"] = Place(file.failover.place, "port_alive")
+    draft.data["services"][0]["checks"] = check = {}
+    draft.places["services", 0, "checks"] = Place(file.failover.place, "port_alive")
     for name, key in (("port_alive", "port"), ("check_cycle", "interval_s")):
         if assigned := file.last(name):
             check[key] = assigned[1]
-            draft.places["services", 0, "check", key] = file.place(assigned[0], name)
+            draft.places["services", 0, "checks", key] = file.place(assigned[0], name)
 
 
 def _put_listen(file: _File, draft: Draft) -> None:

@@ -65,11 +65,14 @@ class Draft:
         return Mistake(self.whole, self._key(location), text)
 
     def _written(self, location: Location) -> Location:
-        """A location without what pydantic puts into it: the type of a table that may be of several."""
+        """A location without what pydantic puts into it.
+
+        That is the type of a table that may be of several, and the row of a table that stands alone.
+        """
         here: Any = self.data
         written: list[str | int] = []
         for part in location[:-1]:
-            if isinstance(here, dict) and isinstance(part, str) and part not in here:
+            if isinstance(here, dict) and part not in here:
                 continue
             written.append(part)
             if isinstance(here, dict | list):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
@@ -25,6 +25,9 @@ from loaded_mp.schedulers import SCHEDULERS
 #: What to say of a service that answers everything.
 OPEN = "no listen: clients reach every port of its backends by its VIPs"
 
+#: A table alone is the only one of a list.
+_ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, dict | Check) else value)
+
 AFFINITIES = tuple(each.name.lower() for each in Affinity)
 
 
@@ -34,6 +37,7 @@ class Backend(Settings):
     address: AddressField
     weight: int = Field(default=1, ge=0, le=65_535)
     name: str = ""  #: for people; the address where it is empty
+    check_address: AddressField | None = None  #: who is asked in its place; None: itself
 
 
 class Service(Settings):
@@ -51,7 +55,12 @@ class Service(Settings):
     unconfirmed_s: IdleSeconds = (
         10  #: of a client that sent one packet and got no answer, where workers rewrite
     )
-    check: Annotated[Check, OneOfTypes(CHECKS)] | None = None  #: None: every backend counts as up
+    checks: Annotated[tuple[Annotated[Check, OneOfTypes(CHECKS)], ...], _ONE_OR_MORE] = Field(
+        default=(), max_length=16
+    )  #: empty: every backend counts as up
+    checks_needed: Literal["all", "any"] = "all"  #: which of them a backend has to pass
+    #: What a backend counts as until it was checked; None: down if it joins a service that runs, else up.
+    initial: Literal["up", "down"] | None = None
     backends: tuple[Backend, ...] = Field(min_length=1)
 
 

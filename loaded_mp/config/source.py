@@ -86,11 +86,11 @@ def _put_forwarding(draft: Draft, forwarding: str) -> None:
 def _put_check_port(draft: Draft, port: str) -> None:
     """Check the backends of every service at a port, whatever else is said of the check."""
     for number, service in tables(draft.data.get("services")):
-        check = service.get("check")
+        check = service.get("checks")
         if not isinstance(check, dict) or check.get("type", "tcp") != "tcp":
             check = {}
-        service["check"] = {**check, "port": port}
-        draft.places["services", number, "check", "port"] = Place(f"--check-port {port}", "")
+        service["checks"] = {**check, "port": port}
+        draft.places["services", number, "checks", "port"] = Place(f"--check-port {port}", "")
 
 
 def _joined(drafts: list[Draft]) -> Draft:

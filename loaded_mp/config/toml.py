@@ -14,7 +14,14 @@ from loaded_mp.config.file import read_file
 from loaded_mp.config.model import Config
 
 #: Tables that repeat have singular names in the file. Both ways, so that the plural is unknown in the file.
-_SPELLING = {"services": "service", "service": "services", "backends": "backend", "backend": "backends"}
+_SPELLING = {
+    "services": "service",
+    "service": "services",
+    "backends": "backend",
+    "backend": "backends",
+    "checks": "check",
+    "check": "checks",
+}
 _DEPTH = 4  #: of the deepest table, as ("services", 0, "backends", 0)
 _HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\-\s\"']+?)\s*\]")
 _KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
@@ -108,10 +115,11 @@ def to_toml(config: Config) -> str:
     if network := _table(config.network):
         lines += ["", "[network]", *network]
     for service in config.services:
-        lines += ["", "[[service]]", *_table(service, ("backends", "check"))]
-        if service.check:
-            kind = [] if isinstance(service.check, CHECKS[0]) else [f"type = {_value(service.check.type)}"]
-            lines += ["", "[service.check]", *kind, *_table(service.check)]
+        lines += ["", "[[service]]", *_table(service, ("backends", "checks"))]
+        header = "[service.check]" if len(service.checks) == 1 else "[[service.check]]"
+        for check in service.checks:
+            kind = [] if isinstance(check, CHECKS[0]) else [f"type = {_value(check.type)}"]
+            lines += ["", header, *kind, *_table(check)]
         for backend in service.backends:
             lines += ["", "[[service.backend]]", *_table(backend)]
     return "\n".join(lines).lstrip("\n") + "\n"

@@ -1,5 +1,6 @@
 """One collector: a daemon's Status as Prometheus metric families."""
 
+import time
 from collections.abc import Callable, Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -67,7 +68,14 @@ def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metri
     flows = GaugeMetricFamily(
         "loaded_mp_backend_flows", "Flows of the backend at the last sweep.", labels=_BACKEND
     )
+    certificate = GaugeMetricFamily(
+        "loaded_mp_backend_certificate_days",
+        "Days until a certificate of the backend expires, of those that checks see.",
+        labels=_BACKEND,
+    )
     for labels, backend in backends:
+        if backend.certificate_expires_s is not None:
+            certificate.add_metric(labels, (backend.certificate_expires_s - time.time()) / 86_400)
         up.add_metric(labels, backend.up)
         weight.add_metric(labels, backend.weight)
         effective.add_metric(labels, backend.effective_weight)
@@ -80,7 +88,7 @@ def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metri
         family.documentation = f"{family.documentation} {counter.help}".strip()
         for labels, backend in backends:
             family.add_metric([*labels, *direction], backend.counters[counter.name.lower()])
-    return up, weight, effective, flows, *counted.values()
+    return up, weight, effective, flows, certificate, *counted.values()
 
 
 def _direction(counter: Counter) -> tuple[list[str], str]:

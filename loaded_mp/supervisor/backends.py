@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 
-from loaded_mp.checks.health import Health
-from loaded_mp.checks.runner import Result, Targets
-from loaded_mp.config.model import Config
+from loaded_mp.checks.runner import Result, Target, Targets
+from loaded_mp.config.model import Config, Service
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.memory.shared import SharedMemory
@@ -12,7 +11,7 @@ from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.services import Ids, Services
 from loaded_mp.supervisor.handover import Adopted, write_state
 from loaded_mp.supervisor.snapshots import fill
-from loaded_mp.supervisor.state import BackendState, Stops
+from loaded_mp.supervisor.state import BackendState, Change, Stops
 
 
 class Backends:
@@ -26,6 +25,7 @@ class Backends:
         self._ids = adopted.ids if adopted else Ids()
         self.states: dict[int, BackendState] = adopted.states if adopted else {}
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
+        self._running = self._ids.services.held()  #: services, by id
         self.configure(self._ids.expand(config))
 
     def expand(self, config: Config, before: Services) -> Services:
@@ -38,14 +38,15 @@ class Backends:
     def configure(self, services: Services) -> None:
         """Let these be the services."""
         self.services = services
-        for number in self._ids.backends.held() - self.states.keys():
-            self.states[number] = BackendState()
+        for number in services.part_of.keys() - self.states.keys():
+            part = services.part_of[number]
+            self.states[number] = _first_state(part.service, part.id in self._running)
             self._memory.backends[:, number] = 0
             self._memory.active[:, number] = 0
         for number, part in self.services.part_of.items():
             self._forwarding[number] = FORWARDINGS[part.service.forwarding]
-            if part.service.check is None:
-                self.states[number].heard(Health(), "not checked")
+            self.states[number].follow(part.service.checks, part.service.checks_needed)
+        self._running = {part.id for part in services.parts}
 
     def note(self) -> None:
         """Write down what the next supervisor has to know."""
@@ -57,20 +58,16 @@ class Backends:
 
     def targets(self) -> Targets:
         """What is to be checked."""
-        return {
-            number: (backend.address, part.service.check)
+        return [
+            Target(number, check.address or backend.check_address or backend.address, check)
             for part in self.services.parts
-            if part.service.check
             for number, backend in part.backends.items()
-        }
+            for check in part.service.checks
+        ]
 
-    def heard(self, result: Result) -> bool:
-        """Take note of a check's result; whether the backend went up or down by it."""
-        part = self.services.part_of.get(result.backend)
-        if part is None or part.service.check is None:
-            return False
-        check, state = part.service.check, self.states[result.backend]
-        return state.heard(state.health.after(result.fault is None, check.rise, check.fall), result.text)
+    def heard(self, result: Result) -> Change | None:
+        """Take note of a check's result; what changed by it."""
+        return self.states[result.backend].heard(result) if result.backend in self.services.part_of else None
 
     def name(self, number: int) -> tuple[str, str]:
         """Names of the service and of the backend with this id."""
@@ -101,7 +98,8 @@ class Backends:
     def release(self, number: int) -> None:
         """Let a removed id be used again; no entry may hold it any more."""
         self._ids.backends.release(number)
-        del self.states[number], self._forwarding[number]
+        self.states.pop(number, None)
+        self._forwarding.pop(number, None)
 
     def release_services(self) -> None:
         """Let the ids of removed services and VIPs be used again, once all of `removed` is released."""
@@ -109,3 +107,11 @@ class Backends:
             self._ids.services.release(number)
         for number in self._ids.vips.held() - {each for part in self.services.parts for each in part.vips}:
             self._ids.vips.release(number)
+
+
+def _first_state(service: Service, runs: bool) -> BackendState:
+    """Of a backend that nothing is known of; `runs`: its service does already."""
+    initial = service.initial or ("down" if runs else "up")
+    if initial == "down" and service.checks:
+        return BackendState(up=False, cause="not checked yet")
+    return BackendState()

@@ -233,14 +233,13 @@ class Daemon:
 
     def _heard(self, result: Result) -> None:
         """Take note of what a check found."""
-        if not self.backends.heard(result):
+        change = self.backends.heard(result)
+        if change is None:
             return
-        up = self.backends.states[result.backend].up
         service, backend = self.backends.name(result.backend)
-        log.warning(
-            event("backend-up" if up else "backend-down", service=service, backend=backend, cause=result.text)
-        )
-        self.changes.tell(*(() if up else (result.backend,)))
+        log.warning(event(change, service=service, backend=backend, cause=result.text))
+        usable = self.backends.states[result.backend].usable
+        self.changes.tell(*(() if usable else (result.backend,)))
 
     async def _reloads(self) -> None:
         while True:

@@ -17,10 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
+from loaded_mp.checks.check import Finding
 from loaded_mp.checks.health import Health
 from loaded_mp.config.model import Config
 from loaded_mp.fields import Address
@@ -37,7 +38,7 @@ from loaded_mp.network.queues import read_queues
 from loaded_mp.services import Family, Ids, queues_of, worker_count
 from loaded_mp.status import Wanted
 from loaded_mp.supervisor.orphans import orphans
-from loaded_mp.supervisor.state import BackendState
+from loaded_mp.supervisor.state import BackendState, Checked
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,16 @@ class Inherited(BaseModel):
     workers: list[int]  #: processes
 
 
+class NotedCheck(BaseModel):
+    """What a check says."""
+
+    up: bool
+    guessed: bool
+    weight: int | None
+    percent: int | None
+    wanted: Literal["ready", "drain", "maintenance"] | None
+
+
 class Notes(BaseModel):
     """Numbers of names, and the states of backends by their numbers."""
 
@@ -63,6 +74,7 @@ class Notes(BaseModel):
     vips: list[tuple[str, int]]
     backends: list[tuple[str, str, int]]
     states: dict[int, tuple[Wanted, int | None, bool, float, str]]
+    checks: dict[int, dict[int, NotedCheck]]  #: by backend id and `Check.key`: what the state does not tell
 
 
 def inherited() -> Inherited | None:
@@ -155,6 +167,7 @@ def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState])
             number: (each.wanted, each.weight, each.up, each.since_s, each.cause[:200])
             for number, each in states.items()
         },
+        checks={number: noted for number, each in states.items() if (noted := _noted(each))},
     )
     text = notes.model_dump_json().encode()
     write_notes(memory, text if len(text) <= MAX_NOTES_BYTES else b"")
@@ -171,10 +184,34 @@ def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState]] | No
     ids.vips.restore((_address(vip), number) for vip, number in notes.vips)
     ids.backends.restore(((name, _address(text)), number) for name, text, number in notes.backends)
     states = {
-        number: BackendState(wanted, weight, Health(up=up, guessed=False), since_s, cause)
+        number: BackendState(wanted, weight, up, since_s, cause)
         for number, (wanted, weight, up, since_s, cause) in notes.states.items()
     }
+    for number, state in states.items():
+        state.noted = {
+            key: Checked(
+                Health(each.up, guessed=each.guessed),
+                Finding(weight=each.weight, percent=each.percent, wanted=each.wanted),
+            )
+            for key, each in notes.checks.get(number, {}).items()
+        }
     return ids, states
+
+
+def _noted(state: BackendState) -> dict[int, NotedCheck]:
+    """The checks that say something else than the state of their backend, or more."""
+    plain = Checked(Health(state.up, guessed=False))
+    return {
+        check.key: NotedCheck(
+            up=each.health.up,
+            guessed=each.health.guessed,
+            weight=each.finding.weight,
+            percent=each.finding.percent,
+            wanted=each.finding.wanted,
+        )
+        for check, each in state.checks.items()
+        if (each.health.up, each.health.guessed, each.share) != (state.up, False, plain.share)
+    }
 
 
 def _address(text: str) -> Address:

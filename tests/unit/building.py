@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from loaded_mp.checks.health import Health
 from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.flows.flow import Flow
 from loaded_mp.memory.segment import new_segment
@@ -34,7 +33,7 @@ def build(
 ) -> tuple[Snapshot, tuple[Part, ...]]:
     """A snapshot in which every backend but `down` is usable at its configured weight."""
     expanded = (ids or Ids()).expand(Config(services=services))
-    states = {number: BackendState(health=Health(up=number not in down)) for number in expanded.part_of}
+    states = {number: BackendState(up=number not in down) for number in expanded.part_of}
     for number, stop in stops.items():
         states[number].stops = stop
     snapshot = new_snapshot()

@@ -91,7 +91,7 @@ def test_ports_and_checks_by_flags(daemon: Daemon) -> None:
     invoke(*FLAGS, "--port", "tcp/80", "--port", "icmp", "--check-port", "80")
     (service,) = daemon.config.services
     assert [str(each) for each in service.listen] == ["tcp/80", "icmp"]
-    assert service.check == TcpCheck(port=80)
+    assert service.checks == (TcpCheck(port=80),)
 
 
 def test_default_files(daemon: Daemon) -> None:
@@ -100,7 +100,7 @@ def test_default_files(daemon: Daemon) -> None:
     invoke()
     invoke("-6")
     invoke("-f")
-    names = [(config.services[0].name, bool(config.services[0].check)) for _, config, _, _ in daemon.started]
+    names = [(config.services[0].name, bool(config.services[0].checks)) for _, config, _, _ in daemon.started]
     assert names == [("ipv4", False), ("ipv6", False), ("ipv4", True)]
 
 
@@ -195,7 +195,7 @@ def test_what_convert_writes_is_what_a_start_reads(daemon: Daemon) -> None:
     Path("f.toml").write_text(invoke("convert", "-f", "f").stdout)
     invoke("-c", "f.toml")
     assert daemon.config == read_toml(Path("f.toml")).config()
-    assert daemon.config.services[0].check
+    assert daemon.config.services[0].checks
 
 
 @pytest.mark.parametrize("name", ["check-config", "diagnose", "plan"])

@@ -47,7 +47,7 @@ def test_the_ipv4_example() -> None:
         ("10.0.0.2", 1),
         ("10.0.0.3", 1),
     ]
-    assert (service.scheduler, service.listen, service.check) == ("wrr", (), Check(port=80, interval_s=2))
+    assert (service.scheduler, service.listen, service.checks) == ("wrr", (), (Check(port=80, interval_s=2),))
     network = config.network
     assert (network.public_interface, network.private_interface) == ("eth0", "eth1")
     assert [str(each) for each in network.public_addresses] == ["192.0.2.2/24"]
@@ -77,7 +77,7 @@ def test_both_examples_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_little_is_needed(path: Path) -> None:
     config = read(path, GOOD)
-    assert config.services[0].check is None
+    assert config.services[0].checks == ()
     assert (config.workers, config.first_core, config.network.backend_networks) == (None, None, ())
 
 
@@ -104,9 +104,9 @@ def test_strategies(path: Path, strategy: str, scheduler: str) -> None:
 
 def test_failover_switches_the_checks_on(path: Path) -> None:
     text = GOOD + "port_alive=80\ncheck_cycle=0.5\n"
-    assert read(path, text).services[0].check is None
-    assert read(path, text + "failover  # yes\n").services[0].check == Check(port=80, interval_s=0.5)
-    assert read_classic(path, 4, failover=True).config().services[0].check
+    assert read(path, text).services[0].checks == ()
+    assert read(path, text + "failover  # yes\n").services[0].checks == (Check(port=80, interval_s=0.5),)
+    assert read_classic(path, 4, failover=True).config().services[0].checks
     assert mistakes(path, GOOD + "failover") == ["f:5: port_alive: missing, expected a value"]
 
 

@@ -57,7 +57,7 @@ def test_flags_alone_make_a_service() -> None:
         ("fd00::1", 0, "web1"),
     ]
     assert [str(each) for each in service.listen] == ["tcp/80", "icmp"]
-    assert service.check == Check(port=80)
+    assert service.checks == (Check(port=80),)
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,15 @@ def test_workers_win_over_cores() -> None:
 
 
 def test_a_port_to_check_wins_and_switches_checks_on() -> None:
-    assert load(path=Path("f.toml"), check_port="8080").services[0].check == Check(port=8080, rise=5)
-    assert load(path=Path("f"), check_port="8080").services[0].check == Check(port=8080)
-    assert load(path=Path("f"), check_port="8080", failover=True).services[0].check == Check(port=8080)
+    assert load(path=Path("f.toml"), check_port="8080").services[0].checks == (Check(port=8080, rise=5),)
+    assert load(path=Path("f"), check_port="8080").services[0].checks == (Check(port=8080),)
+    assert load(path=Path("f"), check_port="8080", failover=True).services[0].checks == (Check(port=8080),)
 
 
 def test_failover_needs_a_port() -> None:
     assert mistakes(path=Path("f"), failover=True) == ["-f: port_alive: missing, expected a value"]
     Path("f").write_text(CLASSIC + "port_alive=80")
-    assert load(path=Path("f"), failover=True).services[0].check == Check(port=80)
+    assert load(path=Path("f"), failover=True).services[0].checks == (Check(port=80),)
 
 
 def test_default_files() -> None:

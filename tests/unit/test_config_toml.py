@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from loaded_mp.checks import CHECKS
+from loaded_mp.checks.check import Expression
 from loaded_mp.checks.tcp import TcpCheck as Check
 from loaded_mp.config.errors import ConfigError, Mistake
 from loaded_mp.config.model import Backend, Config, NetworkSetup, Service
@@ -56,8 +58,8 @@ def test_tables_become_services_with_backends() -> None:
     assert (web.name, dns.name, config.workers) == ("web", "dns", 4)
     assert [(str(each.address), each.weight) for each in web.backends] == [("10.0.0.1", 3), ("10.0.0.2", 1)]
     assert [str(each) for each in web.listen] == ["tcp/80", "udp/5000-5010", "icmp"]
-    assert web.check == Check(port=80)
-    assert dns.check is None
+    assert web.checks == (Check(port=80),)
+    assert dns.checks == ()
     assert str(web.vips[0]) == "192.0.2.10/24"
     assert str(dns.vips[0]) == "192.0.2.11/32"
 
@@ -65,9 +67,9 @@ def test_tables_become_services_with_backends() -> None:
 def test_the_example_is_good_and_names_every_setting() -> None:
     read_toml(EXAMPLE).config()
     text = EXAMPLE.read_text()
-    models: list[type[BaseModel]] = [Config, NetworkSetup, Service, Check, Backend]
+    models: list[type[BaseModel]] = [Config, NetworkSetup, Service, Backend, *CHECKS]
     for model in models:
-        for name in set(model.model_fields) - {"services", "network", "check", "backends"}:
+        for name in set(model.model_fields) - {"services", "network", "checks", "backends"}:
             assert re.search(rf"^#?{name} = ", text, re.MULTILINE), name
 
 
@@ -226,9 +228,27 @@ _LISTENER = st.one_of(
     ),
 )
 _SECONDS = st.floats(0.001, 86_400)
-_CHECK = st.none() | st.fixed_dictionaries(
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        TypeAdapter(Expression).validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
+_CHECK = st.fixed_dictionaries(
     {"port": st.integers(1, 65_535)},
     optional={"interval_s": _SECONDS, "timeout_s": _SECONDS, "rise": st.integers(1, 100)},
+) | st.fixed_dictionaries(
+    {"type": st.just("http")},
+    optional={
+        "expect": st.text('a\\b"\n', max_size=3).filter(_is_expression),
+        "status": st.just((200, "300-399")),
+        "headers": st.just(("Accept: */*",)),
+        "address": st.just("fd00::9"),
+    },
 )
 
 
@@ -240,7 +260,7 @@ def configs(draw: st.DrawFn) -> Config:
             "vips": [f"192.0.2.{number + 1}/{draw(st.integers(1, 32))}"],
             "listen": draw(st.lists(_LISTENER, max_size=3)),
             "scheduler": draw(st.sampled_from(["rr", "wrr"])),
-            "check": draw(_CHECK),
+            "checks": draw(st.lists(_CHECK, max_size=3)),
             "tcp_idle_s": draw(st.integers(1, 604_800)),
             "backends": draw(
                 st.lists(_BACKEND, min_size=1, max_size=4, unique_by=lambda each: each["address"])
@@ -303,5 +323,57 @@ def test_mistakes_in_a_check_stand_where_they_were_made(lines: str, mistakes: li
         parse_toml(text, "f.toml").config()
     said = [str(each) for each in caught.value.mistakes]
     assert len(said) == len(mistakes)
+    for one, begin in zip(said, mistakes, strict=True):
+        assert one.startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("lines", "mistakes"),
+    [
+        (
+            "[[service.check]]\nport = 80\n[[service.check]]\nport = 0",
+            ["f.toml:8: service.check.port: found 0"],
+        ),
+        (
+            '[[service.check]]\ntype = "http"\nexpect = "(a"\nstatus = [99]',
+            [
+                "f.toml:7: service.check.expect: found '(a', expected a regular",
+                "f.toml:8: service.check.status",
+            ],
+        ),
+        (
+            '[service.check]\ntype = "http"\nheaders = ["A b: c"]',
+            ["f.toml:7: service.check.headers: found 'A b: c'"],
+        ),
+        (
+            '[service.check]\ntype = "https"\nca_file = "/nowhere"\nverify = true',
+            ["f.toml:7: service.check.ca_file: "],
+        ),
+        (
+            '[service.check]\ntype = "dns"\nname = "a..b"',
+            ["f.toml:7: service.check.name: found 'a..b', expec"],
+        ),
+        (
+            '[service.check]\ntype = "command"\nrun = ["true"]\nuser = "noone"',
+            [
+                "f.toml:7: service.check.run: found a list, expected a program",
+                "f.toml:8: service.check.user",
+            ],
+        ),
+        (
+            '[service.check]\ntype = "tcp"\nport = 1\nsend = "€"',
+            ["f.toml:8: service.check.send: found '€', exp"],
+        ),
+        ("check = 7", ["f.toml:5: service.check: found 7, expected a list"]),
+    ],
+)
+def test_mistakes_in_checks_of_other_types(lines: str, mistakes: list[str]) -> None:
+    text = (
+        f'[[service]]\nname = "web"\nvips = ["192.0.2.10"]\nbackend = [{{address = "10.0.0.1"}}]\n{lines}\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        parse_toml(text, "f.toml").config()
+    said = [str(each) for each in caught.value.mistakes]
+    assert len(said) == len(mistakes), said
     for one, begin in zip(said, mistakes, strict=True):
         assert one.startswith(begin)

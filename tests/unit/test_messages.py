@@ -94,8 +94,8 @@ def test_a_verdict_goes_just_before_its_packet(
     body = attribute(2, struct.pack("!II", verdict, packet_id))
     if changed:
         body += struct.pack("=HH", 4 + len(payload), PAYLOAD) + payload
-        body += bytes(-len(body) % 4)
     if mark:
+        body += bytes(-len(body) % 4)
         body += attribute(MARK, struct.pack("!I", mark))
     assert (
         written

@@ -1,0 +1,140 @@
+"""The HTTP and HTTPS checks: what a web server answers to one request."""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+import h11
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from loaded_mp.checks.check import Check, Expression, Fault, Finding, at, matches, shown
+from loaded_mp.checks.stream import OverTls, Stream, connected
+from loaded_mp.fields import Address, Port
+
+
+def _statuses(text: str) -> str:
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        raise ValueError("expected a status or a range FIRST-LAST, as in 200-399")
+    if not 100 <= int(first) <= int(last or first) <= 599:
+        raise ValueError("expected statuses within 100-599")
+    return text
+
+
+def _header(line: str) -> str:
+    name, colon, value = line.partition(":")
+    if not (re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) and colon and re.fullmatch("[ -~]*", value)):
+        raise ValueError("expected NAME: VALUE")
+    if name.lower() in ("content-length", "transfer-encoding"):
+        raise ValueError("expected no header of a body: none is sent")
+    return line
+
+
+def _visible(text: str) -> str:
+    if not re.fullmatch("[!-~]*", text):
+        raise ValueError("expected visible ASCII characters, others as %XX")
+    return text
+
+
+Visible = Annotated[str, AfterValidator(_visible)]
+
+#: `200`, `"200"` or `"200-399"`.
+Statuses = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    AfterValidator(_statuses),
+]
+
+
+class WebCheck(Check):
+    """Ask for a page. Redirects are answers, and not followed."""
+
+    port: Port
+    method: Literal["GET", "HEAD", "OPTIONS", "POST"] = "GET"
+    path: Visible = Field(default="/", min_length=1, max_length=2_048)
+    host: Visible = Field(default="", max_length=253)  #: the header; empty: the address
+    headers: tuple[Annotated[str, AfterValidator(_header)], ...] = Field(
+        default=(), max_length=32
+    )  #: as in `Accept: text/html`
+    status: tuple[Statuses, ...] = Field(default=("200-399",), min_length=1)
+    expect: Expression = ""  #: found in the first 64 KiB of the answer; empty: its body is not fetched
+
+    scheme: ClassVar[str] = "http"
+
+    async def attempt(self, address: Address) -> Finding:
+        """Serves if status and body are as expected."""
+        async with connected(address, self.port, self._tls()) as stream:
+            expires_s = stream.certificate_expires_s()
+            status = await self._ask(stream, self._request(self.host or at(address, self.port)))
+        return Finding(said=f"status {status}", certificate_expires_s=expires_s)
+
+    def _tls(self) -> OverTls | None:
+        return None
+
+    def _request(self, host: str) -> h11.Request:
+        pairs = [line.partition(":")[::2] for line in self.headers]
+        headers: list[Any] = [(name.strip(), value.strip()) for name, value in pairs]
+        more = [("Host", host), ("User-Agent", "loaded-mp"), ("Connection", "close")]
+        headers += [pair for pair in more if pair[0].lower() not in {name.lower() for name, _ in headers}]
+        return h11.Request(method=self.method, target=self.path, headers=headers)
+
+    async def _ask(self, stream: Stream, request: h11.Request) -> int:
+        http = h11.Connection(h11.CLIENT)
+        await stream.send((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+        status, body = 0, b""
+        while True:
+            try:
+                event = http.next_event()
+            except h11.RemoteProtocolError as error:
+                raise Fault(f"answered no HTTP: {error}") from None
+            if event is h11.NEED_DATA:
+                if stream.is_over:
+                    break
+                data = await stream.receive()
+                if not (data or status):
+                    raise Fault("closed")
+                http.receive_data(data)
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+                if not any(_covers(each, status) for each in self.status):
+                    raise Fault(f"status {status}")
+                if not self.expect:
+                    return status
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
+                break
+        answer = body.decode(errors="replace")
+        if not matches(self.expect, answer):
+            raise Fault(f"status {status}, answered {shown(answer)}, expected {self.expect!r}")
+        return status
+
+    def question(self, address: Address) -> str:
+        """As in "GET http://10.0.0.1:80/"."""
+        return f"{self.method} {self.scheme}://{at(address, self.port)}{self.path}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme.upper()} {self.method} {self.path} port {self.port}"
+
+
+class HttpCheck(WebCheck):
+    """Over a bare connection."""
+
+    type: Literal["http"] = "http"
+    port: Port = 80
+
+
+class HttpsCheck(OverTls, WebCheck):
+    """Over TLS."""
+
+    type: Literal["https"] = "https"
+    port: Port = 443
+
+    scheme: ClassVar[str] = "https"
+
+    def _tls(self) -> OverTls:
+        return self
+
+
+def _covers(statuses: str, status: int) -> bool:
+    first, _, last = statuses.partition("-")
+    return int(first) <= status <= int(last or first)

@@ -1,0 +1,31 @@
+"""The SMTP check: how a mail server greets."""
+
+from typing import Literal
+
+from loaded_mp.checks.check import Check, Fault, Finding, at, shown
+from loaded_mp.checks.stream import connected
+from loaded_mp.fields import Address, Port
+
+
+class SmtpCheck(Check):
+    """Wait for a greeting and say goodbye."""
+
+    type: Literal["smtp"] = "smtp"
+    port: Port = 25
+
+    async def attempt(self, address: Address) -> Finding:
+        """Serves if it greets with 220 (RFC 5321, 4.2)."""
+        async with connected(address, self.port) as stream:
+            greeting = await stream.line()
+            if greeting[:3] != "220":
+                raise Fault(f"greeted with {shown(greeting)}")
+            await stream.send(b"QUIT\r\n")
+            await stream.line()
+        return Finding(said=f"greeted with {shown(greeting)}")
+
+    def question(self, address: Address) -> str:
+        """As in "SMTP with 10.0.0.1:25"."""
+        return f"SMTP with {at(address, self.port)}"
+
+    def __str__(self) -> str:
+        return f"SMTP port {self.port}"

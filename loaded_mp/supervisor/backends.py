@@ -10,6 +10,7 @@ from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.services import Ids, Services
 from loaded_mp.supervisor.handover import Adopted, write_state
+from loaded_mp.supervisor.overlay import Overlay
 from loaded_mp.supervisor.snapshots import fill
 from loaded_mp.supervisor.state import BackendState, Change, Stops
 
@@ -26,7 +27,8 @@ class Backends:
         self.states: dict[int, BackendState] = adopted.states if adopted else {}
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
         self._running = self._ids.services.held()  #: services, by id
-        self.configure(self._ids.expand(config))
+        self.overlay = adopted.overlay if adopted else Overlay()  #: over what the configuration says
+        self.configure(self._ids.expand(self.overlay.over(config)))
 
     def expand(self, config: Config, before: Services) -> Services:
         """A configuration in the numbers of this daemon, which held `before`.
@@ -50,7 +52,7 @@ class Backends:
 
     def note(self) -> None:
         """Write down what the next supervisor has to know."""
-        write_state(self._memory, self._ids, self.states)
+        write_state(self._memory, self._ids, self.states, self.overlay)
 
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from loaded_mp.checks.runner import Runner
 from loaded_mp.config.bounded import load_bounded
 from loaded_mp.config.errors import ConfigError
-from loaded_mp.config.model import Config
+from loaded_mp.config.model import Backend, Config
+from loaded_mp.fields import Address
 from loaded_mp.log import event, set_level
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.network.errors import NetworkError
@@ -18,6 +19,7 @@ from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.network_setup import NetworkSetup
+from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.state import Stops
 from loaded_mp.supervisor.sweep import Forget, Sweeper
@@ -66,14 +68,43 @@ class Reload:
         """Take over the configuration as it is now; what is wrong with it, or nothing. Then the old stays."""
         async with self.lock:
             try:
-                await self._take_over(await read_again(self.load))
+                config = await read_again(self.load)
+                overlay = self.backends.overlay.beside(config)
+                await self._take_over(overlay.over(config), overlay)
             except RefusedError as refused:
                 for mistake in refused.mistakes:
                     log.error(event("reload-refused", mistake=mistake, effect="the old configuration stays"))
                 return refused.mistakes
         return []
 
-    async def _take_over(self, config: Config) -> None:
+    async def add(self, service: str, backend: Backend) -> list[str]:
+        """Add a backend to a service; what is wrong with that, or nothing."""
+        return await self._amend(
+            lambda config: with_backend(config, service, backend),
+            lambda overlay: overlay.adding(service, backend),
+        )
+
+    async def remove(self, service: str, address: Address) -> list[str]:
+        """Take a backend out of a service, as a reload would; what is wrong with that, or nothing."""
+        return await self._amend(
+            lambda config: without_backend(config, service, address),
+            lambda overlay: overlay.removing(service, address),
+        )
+
+    async def _amend(
+        self, change: Callable[[Config], Config], note: Callable[[Overlay], Overlay]
+    ) -> list[str]:
+        """Change what runs, and the overlay likewise."""
+        async with self.lock:
+            try:
+                await self._take_over(change(self.backends.services.config), note(self.backends.overlay))
+            except MisfitError as misfit:
+                return [str(misfit)]
+            except RefusedError as refused:
+                return refused.mistakes
+        return []
+
+    async def _take_over(self, config: Config, overlay: Overlay) -> None:
         before = self.backends.services.config
         fixed = {key: getattr(before, key) for key in _FIXED}
         changed = [key for key in _FIXED if getattr(config, key) != fixed[key]]
@@ -81,12 +112,15 @@ class Reload:
             log.warning(event("restart-needed", keys=",".join(changed), effect="these keep their values"))
         config = config.model_copy(update=fixed)
         if config == before:
+            self.backends.overlay = overlay
+            self.backends.note()
             log.info(event("reloaded", changed="nothing"))
             return
         try:
             await self._run_with(config)
         except (TooLargeError, NetworkError) as error:
             raise RefusedError(str(error)) from error
+        self.backends.overlay = overlay
         set_level(config.log_level)
         self.checks.update(self.backends.targets())
         log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))

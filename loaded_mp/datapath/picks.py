@@ -37,8 +37,8 @@ def _least(work: Work, service: int) -> int:
     best, best_load, best_weight = -1, 0, 1
     for slot in range(first, first + row[ServiceColumn.SLOTS]):
         backend = signed(work.snapshot.slots[slot])
-        load = row[ServiceColumn.PLUS]
-        for worker in range(work.active.shape[0]):
+        load = row[ServiceColumn.PLUS] + work.active[-1, backend]
+        for worker in range(work.rows):
             load += work.active[worker, backend]
         weight = work.snapshot.backend_weights[backend] if row[ServiceColumn.WEIGHTED] else 1
         if best < 0 or load * best_weight < best_load * weight:

@@ -48,7 +48,7 @@ class Backends:
         for number in services.part_of.keys() - self.states.keys():
             part = services.part_of[number]
             self.states[number] = _first_state(part.service, part.id in self._running)
-            self._memory.backends[:, number] = 0
+            self._memory.backends[: self._memory.rows[0], number] = 0
             self._memory.active[:, number] = 0
         for number, part in self.services.part_of.items():
             self._forwarding[number] = FORWARDINGS[part.service.forwarding]

@@ -1,16 +1,22 @@
 """What changes while the daemon runs: said before and after, and nothing else is touched."""
 
+import itertools
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from loaded_mp.control.client import _post
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIP6, Lab, Options
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
+from loaded_mp.status import Outcome
 
 SOURCES = 40
+RELOADS = 12
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def daemon(lab: Lab, path: Path) -> Iterator[Daemon]:
     daemon = lab.start_daemon("-c", str(path)).ready()
     yield daemon
     daemon.stop()
-    assert "Traceback" not in daemon.log
+    assert "Traceback" not in daemon.log, daemon.log
     assert "LOADED" not in lab.balancer.run("iptables-save").stdout
 
 
@@ -111,3 +117,38 @@ def test_backends_come_and_go_by_the_operators_word(lab: Lab, daemon: Daemon, pa
     said(lab, "reload")
     assert set(daemon.backends()) == {each for b in lab.backends for each in (b.ipv4, b.ipv6)}
     assert daemon.backends()[second.ipv4].weight == 1
+
+
+def reload(lab: Lab) -> Outcome:
+    return Outcome.model_validate_json(_post("/reload", b"{}", f"/run/netns/{lab.balancer.name}"))
+
+
+def variants(lab: Lab) -> Iterator[str]:
+    """Configurations that differ in what a reload can change without taking a backend away."""
+    second = '[[service]]\nname = "other"\nvips = ["192.0.2.11"]\n'
+    second += f'[[service.backend]]\naddress = "{lab.backends[0].ipv4}"\n'
+    for number in itertools.count():
+        text = lab.config((1 + number % 3, 2, 1), workers=1 + number % 4, checked=number % 5 > 1)
+        yield text + (second if number % 2 else "")
+
+
+def test_no_request_fails_while_everything_is_reloaded(lab: Lab, daemon: Daemon, path: Path) -> None:
+    words = f"wrk -t 1 -c 16 -d 600s --timeout 5s http://{VIP4}/".split()
+    keeping = lab.client.talk(*words)
+    anew = lab.client.talk(*words[:1], "-H", "Connection: close", *words[1:])
+    for text in itertools.islice(variants(lab), RELOADS):
+        path.write_text(text)
+        outcome = reload(lab)
+        assert outcome.changes
+        assert not outcome.mistakes
+    for each in (keeping, anew):
+        each.send_signal(signal.SIGINT)
+        said, _ = each.communicate(timeout=20)
+        assert int(re.findall(r"(\d+) requests in", said)[0]) > 10 * RELOADS
+        assert "Socket errors" not in said
+        assert "Non-2xx" not in said
+    now = daemon.status()
+    assert {each.restarts for each in now.workers} == {0}
+    queues = lab.balancer.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout.splitlines()
+    assert len(queues) == len(now.workers)
+    assert sum(each.queue_drops + each.socket_drops for each in now.workers) == 0

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
+from pathlib import Path
 
 from loaded_mp.checks.runner import Result, Target, Targets
 from loaded_mp.config.model import Config, Service
+from loaded_mp.config.saving import Unsaved
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.memory.shared import SharedMemory
@@ -37,6 +39,19 @@ class Backends:
         Raises TooLargeError and then changes nothing.
         """
         return self._ids.expand(config, before)
+
+    def unsaved(self, file: Path | None) -> Unsaved:
+        """What was changed at run time; `file`: where the configuration comes from."""
+        return Unsaved(
+            file=file,
+            added=tuple((name, each) for (name, _), each in self.overlay.added.items()),
+            removed=tuple(self.overlay.removed),
+            weights=tuple(
+                (part.service.name, part.backends[number].address, weight)
+                for number, part in self.services.part_of.items()
+                if (weight := self.states[number].weight) is not None
+            ),
+        )
 
     def imagined(self, config: Config) -> Services:
         """As `expand`, but no number is given out. Raises TooLargeError."""

@@ -6,10 +6,12 @@ import logging
 import signal
 import socket
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 from loaded_mp.checks.runner import Result, Runner
 from loaded_mp.config.model import Backend, Config
+from loaded_mp.config.saving import Unsaved
 from loaded_mp.control.commands import Commands
 from loaded_mp.control.server import control_socket, serve_control
 from loaded_mp.log import event
@@ -51,11 +53,15 @@ _ANSWER_S = 0.2
 class Daemon:
     """One supervisor with its workers. Raises what makes a start impossible, before anything was changed."""
 
-    def __init__(self, config: Config, load: Load, network_setup: bool) -> None:
-        """`load` reads the configuration again for a reload; it raises ConfigError."""
+    def __init__(self, config: Config, load: Load, network_setup: bool, file: Path | None = None) -> None:
+        """`load` reads the configuration again for a reload; it raises ConfigError.
+
+        `file`: the TOML file that it reads, absolute; None: it is another kind.
+        """
         self._config = config  #: of the start
         self._load = load
         self._network_setup = network_setup
+        self._file = file
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._children: Children | None = None
@@ -255,6 +261,10 @@ class Daemon:
             where = f" in service {service!r}" if service else ""
             return Outcome(mistakes=(f"there is no backend {backend!r}{where}; see 'loaded-mp status'",))
         return await self._reload.remove_all(keys)
+
+    def unsaved(self) -> Unsaved:
+        """What was changed at run time, and the file that it may be written into."""
+        return self.backends.unsaved(self._file)
 
     async def restart(self) -> list[str]:
         """Become the program anew, as its files are now, while workers go on; what keeps it from that."""

@@ -114,6 +114,13 @@ def test_backends_come_and_go_by_the_operators_word(lab: Lab, daemon: Daemon, pa
     now = daemon.backends()
     assert set(now) == {second.ipv4, third.ipv4, first.ipv6, third.ipv6}
     assert now[second.ipv4].weight == 7
+    text = path.read_text()
+    *lines, last = said(lab, "save")
+    assert lines[-1] == f"service web: + backend {second.ipv4}, weight 7"
+    assert len(lines) == 4
+    assert last.startswith(f"saved in {path}; as it was: {path}.before-save")
+    assert said(lab, "reload") == ["reloaded: nothing changes"]
+    path.write_text(text)
     said(lab, "reload")
     assert set(daemon.backends()) == {each for b in lab.backends for each in (b.ipv4, b.ipv6)}
     assert daemon.backends()[second.ipv4].weight == 1
@@ -152,3 +159,12 @@ def test_no_request_fails_while_everything_is_reloaded(lab: Lab, daemon: Daemon,
     queues = lab.balancer.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout.splitlines()
     assert len(queues) == len(now.workers)
     assert sum(each.queue_drops + each.socket_drops for each in now.workers) == 0
+
+
+def test_without_a_toml_file_nothing_is_saved(lab: Lab) -> None:
+    backend = lab.backends[0].ipv4
+    daemon = lab.start_daemon("--vip", "192.0.2.50", "--backend", backend, "--metrics", "").ready()
+    said(lab, "add", "default", lab.backends[1].ipv4)
+    *_, why = said(lab, "save", status=1)
+    assert "start with -c FILE.toml" in why
+    daemon.stop()

@@ -5,10 +5,10 @@ from functools import partial
 
 from loaded_mp import worker
 from loaded_mp.config.model import Config
-from loaded_mp.datapath.queue import Queue
+from loaded_mp.datapath.queue import Queue, QueueError
 from loaded_mp.memory.shared import SharedMemory, Stamp
 from loaded_mp.services import queues_of, worker_count
-from loaded_mp.supervisor.children import Children
+from loaded_mp.supervisor.children import Children, StartError
 from loaded_mp.supervisor.start import cores_of
 
 
@@ -55,14 +55,21 @@ class Pool:
     async def grow(self, config: Config) -> None:
         """Have the workers that a configuration asks for, before rules name their queues.
 
-        Raises QueueError or StartError; see `shrink` for what is left then.
+        Raises QueueError or StartError; then all is as it was.
         """
-        self.bind(config, {})
-        await self.start(config)
+        before = len(self._queues)
+        try:
+            self.bind(config, {})
+            await self.start(config)
+        except (QueueError, StartError):
+            await self._keep(before)
+            raise
 
     async def shrink(self, config: Config) -> None:
         """Let go of more than a configuration asks for, when no rule names their queues any more."""
-        count = worker_count(config)
+        await self._keep(worker_count(config))
+
+    async def _keep(self, count: int) -> None:
         await self.children.leave(count)
         for queue in self._queues[count:]:
             queue.close()

@@ -22,7 +22,7 @@ from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.children import StartError
-from loaded_mp.supervisor.differences import service_differences, settings
+from loaded_mp.supervisor.differences import bounded, service_differences, settings
 from loaded_mp.supervisor.network_setup import NetworkSetup
 from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
 from loaded_mp.supervisor.pool import Pool
@@ -132,23 +132,21 @@ class Reload:
     async def _take_over(self, config: Config, overlay: Overlay) -> Outcome:
         outcome = await self._compare(config)
         if outcome.needs_restart:
-            log.warning(
-                event(
-                    "restart-needed",
-                    settings="; ".join(outcome.needs_restart),
-                    effect="these keep their values",
-                )
-            )
+            kept = "; ".join(outcome.needs_restart)
+            log.warning(event("restart-needed", settings=kept, effect="these keep their values"))
         if outcome.changes:
             try:
                 await self._run_with(self._possible(config))
             except (TooLargeError, NetworkError, QueueError, StartError) as error:
                 raise RefusedError(str(error)) from error
+            set_level(config.log_level)
+            self.checks.update(self.backends.targets())
+            for change in outcome.changes:
+                log.info(event("changed", what=change))
+            log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))
+        else:
+            log.info(event("reloaded", changed="nothing"))
         self.backends.overlay = overlay
-        for change in outcome.changes or ("nothing",):
-            log.info(event("reloaded", changed=change))
-        set_level(config.log_level)
-        self.checks.update(self.backends.targets())
         await self._release_removed()
         self.backends.note()
         return outcome
@@ -170,8 +168,8 @@ class Reload:
         except (TooLargeError, NetworkError) as error:
             raise RefusedError(str(error)) from error
         flows = dict(enumerate(open_flows(self.memory).tolist()))
-        changes = (*service_differences(before, after, flows), *rules)
-        return Outcome(changes=changes, needs_restart=needs_restart)
+        *lines, summary = service_differences(before, after, flows)
+        return Outcome(changes=(*bounded([*lines, *rules]), summary), needs_restart=needs_restart)
 
     async def _run_with(self, config: Config) -> None:
         """Take over a configuration.
@@ -188,7 +186,7 @@ class Reload:
             await self.publisher.publish(self.backends.fill)
             await self.network.change(before, planned)
             await aside(lambda: self.backends.leave(before))
-        except (NetworkError, QueueError, StartError):
+        except NetworkError:
             self.backends.configure(self.backends.expand(before.config, after))
             self.backends.stop(before.part_of, Stops.NOT)
             await self.publisher.publish(self.backends.fill)

@@ -9,6 +9,7 @@ from enum import IntEnum, StrEnum
 from loaded_mp.checks.check import Check, Finding
 from loaded_mp.checks.health import Health
 from loaded_mp.checks.runner import Result
+from loaded_mp.config.model import OnDown
 from loaded_mp.memory.snapshot import Flag
 from loaded_mp.status import Wanted
 
@@ -29,6 +30,13 @@ class Change(StrEnum):
     SHARE = "backend-share"  #: what goes to it, by its agent's word or a weighted command
 
 
+#: Flags of what becomes of the flows of a backend that is down, by setting and protocol.
+_ON_DOWN = (
+    ("tcp", "keep", Flag.KEEP_TCP),
+    ("tcp", "reset", Flag.RESET),
+    ("udp", "keep", Flag.KEEP_UDP),
+    ("other", "keep", Flag.KEEP_OTHER),
+)
 _UNASKED = Finding(said="not checked yet")
 
 
@@ -59,10 +67,12 @@ class BackendState:
     noted: dict[int, Checked] | None = None  #: by an earlier supervisor, by `Check.key`; None: there was none
     needed: str = "all"  #: "all" or "any" of the checks
 
-    @property
-    def flags(self) -> int:
+    def flags(self, on_down: OnDown) -> int:
         """For workers: values of Flag."""
-        return self.usable * Flag.USABLE | self.stops
+        flags = self.usable * Flag.USABLE | self.stops
+        if not self.up and Wanted.MAINTENANCE not in self._wanted:
+            flags |= sum(flag for protocol, word, flag in _ON_DOWN if getattr(on_down, protocol) == word)
+        return flags
 
     @property
     def usable(self) -> bool:
@@ -119,6 +129,11 @@ class BackendState:
             self.cause = result.text
             return Change.DOWN
         return Change.SHARE if after.share != before.share else None
+
+    def observed(self, cause: str) -> bool:
+        """Be down by what was seen of it, until its checks say that it is up; whether it was up."""
+        self.checks = {check: Checked(Health(False, guessed=False), Finding(cause)) for check in self.checks}
+        return self._settle(cause)
 
     def _settle(self, cause: str) -> bool:
         """Draw the conclusion from all checks; whether it is another one than before."""

@@ -27,6 +27,7 @@ from loaded_mp.network.errors import NetworkError
 from loaded_mp.plan import kept, plan
 from loaded_mp.services import TooLargeError, worker_count
 from loaded_mp.status import Status
+from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Children
@@ -37,6 +38,7 @@ from loaded_mp.supervisor.handover import (
     end,
     hand_on,
     inherited,
+    leave,
     let_go,
     taken_from_orphans,
 )
@@ -164,6 +166,7 @@ class Daemon:
         watch_for_late_compilation()
 
     async def _start_workers(self, stack: contextlib.AsyncExitStack, queues: list[Queue]) -> Children:
+        worker.warn_of_shared(self.config.user)
         places = [
             worker.Place(
                 number, queue.number, queue.descriptor, self._memory_descriptor, core, self.config.user
@@ -232,14 +235,18 @@ class Daemon:
                     self.sweeper.run(),
                     self.checks.run(),
                     self.drift.run(),
+                    systemd.feed_watchdog(),
                     self._publish_changes(),
                     self._reloads(),
                 )
             ]
-            _tell_systemd("READY=1")
+            systemd.tell("READY=1")
             log.info(event("ready", workers=worker_count(self.config), services=len(self.config.services)))
             await self._stop.wait()
-            _tell_systemd("STOPPING=1")
+            if await systemd.is_restarting():
+                self.backends.note()
+                leave()
+            systemd.tell_stopping(self.config.goodbye_s + worker.DRAIN_S)
             log.info(event("stopping"))
             for task in running:
                 task.cancel()
@@ -405,11 +412,3 @@ def _refused(mistakes: list[str]) -> list[str]:
     for mistake in mistakes:
         log.error(event("reload-refused", mistake=mistake, effect="the old configuration stays"))
     return mistakes
-
-
-def _tell_systemd(state: str) -> None:
-    """sd_notify(3), for units of Type=notify."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-            systemd.sendto(state.encode(), address.replace("@", "\0", 1))

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loaded_mp.log import event
@@ -55,16 +56,19 @@ async def is_restarting() -> bool:
     unit = _unit()
     if not unit:
         return False
-    command = ["systemctl", "list-jobs", "--no-legend", "--no-pager", unit]
     try:
-        # A thread that ends with the call: it costs the loop nothing if systemd hangs.
-        done = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=_ANSWER_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as error:
+        # In a thread that ends with the call: the loop goes on if systemd hangs.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            jobs = await asyncio.get_running_loop().run_in_executor(pool, _jobs, unit)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # no process, no thread, no answer
         log.warning(event("restart-unknown", cause=str(error), effect="this is a stop for good"))
         return False
-    return restarts(done.stdout, unit)
+    return restarts(jobs, unit)
+
+
+def _jobs(unit: str) -> str:
+    command = ["systemctl", "list-jobs", "--no-legend", "--no-pager", unit]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=True).stdout
 
 
 def restarts(jobs: str, unit: str) -> bool:

@@ -23,6 +23,7 @@ KINDS = {"down": 250, "idle": 250, "up": 60, "push": 60}
 SOURCES = 100
 PORT = 7000
 CONFIG = "/etc/loaded-mp/loaded-mp.toml"
+UNIT = "/etc/systemd/system/loaded-mp.service"
 
 #: Server and client. Numbered blocks go to the client ("down" as fast as it reads, "push" now and then) or to
 #: the server ("up"), or nothing goes ("idle"), until the client says "end"; then the server counts them.
@@ -120,14 +121,21 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def machine(lab: Lab) -> Iterator[Machine]:
     with booted(lab, loaded_mp()) as machine:
-        machine.write("/etc/systemd/system/loaded-mp.service.d/soon.conf", "[Service]\nWatchdogSec=4\n")
+        machine.write(f"{UNIT}.d/soon.conf", "[Service]\nWatchdogSec=4\nTimeoutStopSec=1\n")
         machine.run("systemctl", "daemon-reload")
         yield machine
 
 
 @pytest.fixture
-def config(lab: Lab) -> str:
-    return lab.config((3, 2, 1), workers=2, top="goodbye_s = 2")
+def forwarding() -> str:
+    return "rewrite"
+
+
+@pytest.fixture
+def config(lab: Lab, forwarding: str) -> str:
+    """It takes longer for its goodbye than the unit grants a stop."""
+    service = f'forwarding = "{forwarding}"'
+    return lab.config((3, 2, 1), workers=2, top="goodbye_s = 2", service=service)
 
 
 @pytest.fixture
@@ -188,7 +196,7 @@ class Ping:
         self._process = lab.client.talk("ping", "-D", "-i", "0.01", vip)
 
     def stop(self) -> tuple[list[int], float]:
-        """The numbers that were not answered, but for those on their way; the longest gap, in milliseconds."""
+        """The numbers that were not answered, but for those on their way; the longest gap in milliseconds."""
         self._process.send_signal(signal.SIGINT)
         said, _ = self._process.communicate(timeout=10)
         answers = re.findall(r"^\[([\d.]+)\] .* icmp_seq=(\d+) .* time=", said, re.MULTILINE)
@@ -199,9 +207,12 @@ class Ping:
         return lost, 1000 * max(b - a for a, b in pairwise(times_s))
 
 
-@pytest.mark.parametrize("disturb", [restart, kill, hang])
+@pytest.mark.parametrize(
+    ("disturb", "forwarding"),
+    [(restart, "rewrite"), (restart, "conntrack"), (kill, "rewrite"), (hang, "rewrite")],
+)
 def test_nobody_notices(
-    lab: Lab, machine: Machine, config: str, running: Machine, disturb: Callable[[Machine], None]
+    lab: Lab, machine: Machine, running: Machine, disturb: Callable[[Machine], None], forwarding: str
 ) -> None:
     homes = {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS}
     before, rules = machine.processes(), lab.balancer.run("iptables-save").stdout.count("LOADED")
@@ -213,7 +224,8 @@ def test_nobody_notices(
     heard = [each.stop() for each in pings]
     broken = [each.broken() for each in clients]
     print(
-        f"{disturb.__name__}: of {KINDS} for each VIP broken: {broken}; pings lost, longest gap in ms: {heard}"
+        f"{disturb.__name__}, {forwarding}: of {KINDS} for each VIP broken: {broken};"
+        f" pings lost, longest gap in ms: {heard}"
     )
     assert broken == [[], []]
     assert [lost for lost, _ in heard] == [[], []]
@@ -274,3 +286,39 @@ def test_a_stop_tells_both_ends_and_takes_everything_away(lab: Lab, running: Mac
         assert "LOADED" not in lab.balancer.run(tool).stdout
     assert not any(vip in lab.balancer.run("ip", "address").stdout for vip in VIPS)
     assert running.run("ls", "/run/loaded-mp").stdout == ""
+
+
+def test_a_supervisor_that_dies_within_a_stop_leaves_nothing(lab: Lab, running: Machine) -> None:
+    supervisor = running.show("MainPID")
+    stopping = subprocess.Popen(running.command("systemctl", "stop", "loaded-mp"))
+    wait_until(lambda: running.log().rstrip().endswith("event=stopping"), "the goodbye")
+    running.run("kill", "-KILL", supervisor)
+    assert stopping.wait(30) == 0
+    assert running.show("Result") == "signal"
+    assert not running.processes()
+    assert "LOADED" not in lab.balancer.run("iptables-save").stdout
+
+
+def test_one_that_became_another_program_is_watched_too(running: Machine) -> None:
+    before = running.show("MainPID")
+    running.run("loaded-mp", "restart")
+    fed = set[str]()
+
+    def twice() -> bool:
+        fed.add(running.show("WatchdogTimestampMonotonic"))
+        return len(fed) > 2
+
+    wait_until(twice, "the watchdog is fed")
+    assert running.show("MainPID") == before
+    assert running.show("NRestarts") == "0"
+
+
+def test_one_killed_in_its_goodbye_says_no_more_of_it(lab: Lab, running: Machine) -> None:
+    talks = [Talk(lab, vip, lab.sources(vip)[0]) for vip in VIPS]
+    supervisor = running.show("MainPID")
+    running.run("kill", "-TERM", supervisor)
+    wait_until(lambda: running.log().rstrip().endswith("event=stopping"), "the goodbye")
+    running.run("kill", "-KILL", supervisor)
+    wait_until(lambda: running.show("MainPID") not in (supervisor, "0"), "another supervisor", 20.0)
+    wait_until(lambda: running.show("ActiveState") == "active", "it serves", 20.0)
+    assert "reset" not in [talk.ask() for talk in talks]

@@ -36,6 +36,7 @@ from loaded_mp.memory.shared import (
 )
 from loaded_mp.services import Family, Ids, queues_of, worker_count
 from loaded_mp.status import Wanted
+from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.orphans import orphans
 from loaded_mp.supervisor.state import BackendState
 
@@ -142,6 +143,7 @@ def hand_on(handed: Inherited) -> NoReturn:
     for descriptor in _descriptors(handed):
         os.set_inheritable(descriptor, True)
     os.environ[_VARIABLE] = handed.model_dump_json()
+    systemd.tell_beginning_anew()
     os.execv(sys.executable, [sys.executable, "-m", "loaded_mp", *sys.argv[1:]])
 
 

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 #: In doubt a stop is a stop for good.
 _ANSWER_S = 3.0
 _TELL_S = 1.0
+#: As systemd grants a start (DefaultTimeoutStartSec).
+_START_S = 90.0
 #: For taking back what was changed on this machine.
 _TIDYING_S = 10.0
 
@@ -37,14 +39,27 @@ def tell_stopping(within_s: float) -> None:
     tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int((within_s + _TIDYING_S) * 1_000_000)}")
 
 
+def tell_beginning_anew() -> None:
+    """Let a watchdog wait while this process becomes another program, which may have to compile."""
+    if _watchdog_us():
+        tell(f"WATCHDOG_USEC={int(_START_S * 1_000_000)}")
+
+
 async def feed_watchdog() -> None:
     """Tell systemd that the loop goes on, twice in each WatchdogSec; without one this ends at once."""
-    period_us = os.environ.get("WATCHDOG_USEC", "")
-    if not period_us.isdecimal() or os.environ.get("WATCHDOG_PID") != str(os.getpid()):
-        return
-    while True:
+    period_us = _watchdog_us()
+    if period_us:
+        tell(f"WATCHDOG_USEC={period_us}")
+    while period_us:
         tell("WATCHDOG=1")
-        await asyncio.sleep(int(period_us) / 2_000_000)
+        await asyncio.sleep(period_us / 2_000_000)
+
+
+def _watchdog_us() -> int:
+    """The time in which systemd's watchdog wants to hear of this process; 0: there is none."""
+    period_us = os.environ.get("WATCHDOG_USEC", "")
+    ours = os.environ.get("WATCHDOG_PID") == str(os.getpid())
+    return int(period_us) if ours and period_us.isdecimal() else 0
 
 
 async def is_restarting() -> bool:

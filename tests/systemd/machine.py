@@ -98,6 +98,10 @@ class Machine:
             check=True,
         ).stdout
 
+    def logged(self, text: str, since: int = 0) -> None:
+        """Wait until the log holds `text` after its first `since` characters. Raises TimeoutError."""
+        wait_until(lambda: text in self.log()[since:], f"{text!r} in the log:\n{self.log()[since:]}", 30.0)
+
     def processes(self) -> dict[str, str]:
         """The user of each process that loaded-mp has, by the process's number."""
         said = self.run("ps", "-eo", "pid=,user:20=,comm=").stdout

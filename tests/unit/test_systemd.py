@@ -69,10 +69,13 @@ def test_the_watchdog_is_fed_twice_in_its_time(
 
     async def feed() -> None:
         task = asyncio.create_task(systemd.feed_watchdog())
+        assert await asyncio.to_thread(heard) == "WATCHDOG_USEC=100000"
         for _ in range(3):
             assert await asyncio.to_thread(heard) == "WATCHDOG=1"
         task.cancel()
 
+    systemd.tell_beginning_anew()
+    assert heard() == "WATCHDOG_USEC=90000000"
     asyncio.run(feed())
 
 

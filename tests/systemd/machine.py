@@ -49,8 +49,9 @@ def missing() -> str:
         return "root is needed"
     if not SYSTEMD.exists():
         return f"there is no {SYSTEMD}"
-    if not _control_groups():
-        return "there are no control groups of version 2"
+    groups = _control_groups()
+    if not groups or not os.access(groups, os.W_OK):
+        return "control groups of version 2 cannot be made here"
     done = subprocess.run(
         ["unshare", "--mount", "--pid", "--cgroup", "--fork", "true"], capture_output=True, check=False
     )
@@ -60,10 +61,8 @@ def missing() -> str:
 class Machine:
     """The balancer of a lab as a machine that systemd runs."""
 
-    def __init__(self, lab: Lab, process: int, root: Path) -> None:
-        self._lab = lab
-        self._systemd = process
-        self._root = root  #: its files, as seen from inside
+    def __init__(self, systemd: int) -> None:
+        self._systemd = systemd  #: its process, as seen from here
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program on it to its end. Raises RuntimeError if it fails and `check` is set."""
@@ -135,7 +134,7 @@ def booted(lab: Lab, program: str) -> Iterator[Machine]:
             is_up = text and Path(f"/proc/{text[0]}/comm").read_text() == "systemd\n"
             return int(text[0]) if is_up else 0
 
-        machine = Machine(lab, wait_until(systemd, "systemd is process 1", 30.0), top)
+        machine = Machine(wait_until(systemd, "systemd is process 1", 30.0))
         up = ("systemctl", "is-system-running", "--wait")
         wait_until(lambda: "running" in machine.run(*up, check=False).stdout, "systemd is up", 60.0)
         yield machine

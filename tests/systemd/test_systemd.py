@@ -245,6 +245,19 @@ def test_nobody_notices(
     assert "Traceback" not in running.log()
 
 
+def test_many_restarts_leave_what_one_leaves(lab: Lab, running: Machine) -> None:
+    def figures() -> tuple[int, int, int]:
+        files = running.run("ls", f"/proc/{running.show('MainPID')}/fd").stdout.split()
+        rules = lab.balancer.run("iptables-save").stdout.count("LOADED")
+        return len(files), len(running.processes()), rules
+
+    restart(running)
+    first = figures()
+    for _ in range(3):
+        restart(running)
+    assert figures() == first
+
+
 def test_commands_wait_for_a_restart(machine: Machine, running: Machine) -> None:
     restarting = subprocess.Popen(machine.command("systemctl", "restart", "loaded-mp"))
     asked = 0

@@ -1,6 +1,5 @@
 """The shipped unit under a real systemd: what clients notice of a restart, a kill and a hang is nothing."""
 
-import json
 import re
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from itertools import pairwise
 import pytest
 from systemd.machine import Machine, booted, missing
 
+from loaded_mp.lab.clients import KINDS
 from loaded_mp.lab.daemon import loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options
 from loaded_mp.lab.talk import Talk
@@ -18,103 +18,16 @@ from loaded_mp.lab.wait import wait_until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no systemd of its own: {missing()}")
 
-#: Connections of each kind in each family.
-KINDS = {"down": 250, "idle": 250, "up": 60, "push": 60}
-SOURCES = 100
-PORT = 7000
+SOURCES = 250
+BIG_MIB = 1
 CONFIG = "/etc/loaded-mp/loaded-mp.toml"
 UNIT = "/etc/systemd/system/loaded-mp.service"
-
-#: Server and client. Numbered blocks go to the client ("down" as fast as it reads, "push" now and then) or to
-#: the server ("up"), or nothing goes ("idle"), until the client says "end"; then the server counts them.
-TRAFFIC = """
-import asyncio, json, socket, sys
-def block(text, kind):
-    return b"%16s" % text * (256 if kind in ("down", "up") else 1)
-async def send(writer, kind, over, pause_s):
-    sent = 0
-    while not over.is_set():
-        writer.write(block(b"%d" % sent, kind))
-        sent += 1
-        await writer.drain()
-        await asyncio.sleep(pause_s)
-    return sent
-async def receive(reader, kind, over, pause_s):
-    got = 0
-    while (found := await reader.readexactly(len(block(b"", kind)))) != block(b"end", kind):
-        assert found == block(b"%d" % got, kind), (found, got)
-        got += 1
-        if not over.is_set():
-            await asyncio.sleep(pause_s)
-    return got
-async def serve(reader, writer):
-    kind = (await reader.readline()).decode().strip()
-    over = asyncio.Event()
-    writer.write(b"begun\\n")
-    pause_s = {"down": 0.0, "push": 0.1}.get(kind)
-    sending = None if pause_s is None else asyncio.create_task(send(writer, kind, over, pause_s))
-    got = await receive(reader, kind, over, 0.0)
-    over.set()
-    if sending:
-        await sending
-    writer.write(block(b"end", kind) + b"%d\\n" % got)
-    await writer.drain()
-    writer.close()
-def small(address):
-    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        made.setsockopt(socket.SOL_SOCKET, option, 16384)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind((address, PORT if role == "server" else 0))
-    made.setblocking(False)
-    return made
-async def server(addresses):
-    servers = [await asyncio.start_server(serve, sock=small(each), backlog=1000) for each in addresses]
-    print("listens", flush=True)
-    await asyncio.gather(*(each.serve_forever() for each in servers))
-async def one(vip, source, kind, begun, over):
-    mine = small(source)
-    await asyncio.get_running_loop().sock_connect(mine, (vip, PORT))
-    reader, writer = await asyncio.open_connection(sock=mine, limit=4096)
-    writer.write(kind.encode() + b"\\n")
-    assert await reader.readline() == b"begun\\n"
-    begun.release()
-    receiving = asyncio.create_task(receive(reader, kind, over, 0.2))
-    sent = await send(writer, kind, over, 0.2) if kind == "up" else 0
-    await over.wait()
-    writer.write(block(b"end", kind))
-    got = await receiving
-    assert int(await reader.readline()) == sent
-    assert got > 0 or kind not in ("down", "push")
-    writer.close()
-async def client(vip, kinds, sources):
-    begun, over = asyncio.Semaphore(0), asyncio.Event()
-    wanted = [kind for kind, count in kinds.items() for _ in range(count)]
-    of = lambda number: sources[number % len(sources)]
-    tasks = [asyncio.create_task(one(vip, of(n), kind, begun, over)) for n, kind in enumerate(wanted)]
-    for _ in wanted:
-        await asyncio.wait_for(begun.acquire(), 30)
-    print("begun", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
-    over.set()
-    await asyncio.wait(tasks, timeout=60)
-    said = [(kind, repr(task.exception()) if task.done() else "hangs") for kind, task in zip(wanted, tasks)]
-    print(json.dumps([each for each in said if each[1] != "None"]), flush=True)
-    sys.exit()
-role, PORT, *rest = sys.argv[1:]
-PORT = int(PORT)
-asyncio.run(server(rest) if role == "server" else client(rest[0], json.loads(rest[1]), rest[2:]))
-"""
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(Options(sources=SOURCES)) as lab:
-        for each in lab.backends:
-            words = (sys.executable, "-c", TRAFFIC, "server", str(PORT), each.ipv4, each.ipv6)
-            server = each.namespace.talk(*words)
-            assert server.stdout
-            assert server.stdout.readline() == "listens\n"
+        lab.big_file(BIG_MIB)
         yield lab
 
 
@@ -153,19 +66,18 @@ def running(machine: Machine, config: str) -> Iterator[Machine]:
 
 
 class Clients:
-    """Connections of all kinds to a VIP, and what became of them."""
+    """Connections that last: downloads, uploads, those on which servers speak, and idle ones."""
 
     def __init__(self, lab: Lab, vip: str) -> None:
-        words = ("client", str(PORT), vip, json.dumps(KINDS), *lab.sources(vip))
-        self._process = lab.client.talk(sys.executable, "-c", TRAFFIC, *words)
+        words = (sys.executable, "-m", "loaded_mp.lab.clients", vip, str(BIG_MIB << 20))
+        self._process = lab.client.talk(*words, *lab.sources(vip))
         assert self._process.stdout
-        assert self._process.stdout.readline() == "begun\n"
+        assert self._process.stdout.readline() == f"{KINDS * SOURCES}\n"
 
-    def broken(self) -> list[list[str]]:
-        """Let all come to their ends; those that did not."""
-        said, _ = self._process.communicate("\n", timeout=120)
-        broken: list[list[str]] = json.loads(said)
-        return broken
+    def served(self) -> str:
+        """Let all come to their ends: how many were served throughout, and what became of others."""
+        said, _ = self._process.communicate("\n", timeout=90)
+        return said.strip()
 
 
 def restart(machine: Machine) -> None:
@@ -231,12 +143,10 @@ def test_nobody_notices(
     for text in (cause, "event=handed-over workers=2"):
         running.logged(text, logged)
     heard = [each.stop() for each in pings]
-    broken = [each.broken() for each in clients]
-    print(
-        f"{disturb.__name__}, {forwarding}: of {KINDS} for each VIP broken: {broken};"
-        f" pings lost, longest gap in ms: {heard}"
-    )
-    assert broken == [[], []]
+    lab.let_backends_speak()
+    served = [each.served() for each in clients]
+    print(f"{disturb.__name__}, {forwarding}: served {served}; pings lost, longest gap in ms: {heard}")
+    assert served == [f"{KINDS * SOURCES} []"] * len(VIPS)
     assert [lost for lost, _ in heard] == [[], []]
     assert max(gap_ms for _, gap_ms in heard) < 300
     assert {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS} == homes
@@ -255,7 +165,8 @@ def test_many_restarts_leave_what_one_leaves(lab: Lab, running: Machine) -> None
     first = figures()
     for _ in range(3):
         restart(running)
-    assert figures() == first
+    # For a moment there may be a connection more.
+    wait_until(lambda: figures() == first, "as after the first")
 
 
 def test_commands_wait_for_a_restart(machine: Machine, running: Machine) -> None:

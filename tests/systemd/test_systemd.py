@@ -146,13 +146,14 @@ def test_nobody_notices(
     lab.let_backends_speak()
     served = [each.served() for each in clients]
     print(f"{disturb.__name__}, {forwarding}: served {served}; pings lost, longest gap in ms: {heard}")
-    assert served == [f"{KINDS * SOURCES} []"] * len(VIPS)
+    assert served == [f"{KINDS * SOURCES} []"] * len(VIPS), running.log()[logged:]
     assert [lost for lost, _ in heard] == [[], []]
     assert max(gap_ms for _, gap_ms in heard) < 300
     assert {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS} == homes
     assert before.keys().isdisjoint(after)
     assert lab.balancer.run("iptables-save").stdout.count("LOADED") == rules
     assert "Traceback" not in running.log()
+    assert "event=vip-not-announced" not in running.log()
 
 
 def test_many_restarts_leave_what_one_leaves(lab: Lab, running: Machine) -> None:

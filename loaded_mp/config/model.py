@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
+from loaded_mp.config.user import default_user
 from loaded_mp.fields import (
     AddressField,
     BroadcastField,
@@ -131,6 +132,6 @@ class Config(Settings):
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
     #: So long a stop tells both ends of TCP connections that they are over.
     goodbye_s: Annotated[float, Field(ge=0, le=60)] = 2.0
-    user: str = Field(default="nobody", min_length=1)
+    user: str = Field(default_factory=default_user, min_length=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics_listen: HostAndPort = "127.0.0.1:9128"  #: of /metrics; empty: none

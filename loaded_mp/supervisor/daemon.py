@@ -21,6 +21,7 @@ from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.services import worker_count
 from loaded_mp.status import Status
+from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
@@ -32,13 +33,14 @@ from loaded_mp.supervisor.handover import (
     end,
     hand_on,
     inherited,
+    leave,
     taken_from_orphans,
 )
 from loaded_mp.supervisor.network_setup import NetworkSetup
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.reload import Load, RefusedError, Reload, read_again
 from loaded_mp.supervisor.report import Report
-from loaded_mp.supervisor.start import clear_up, cores_of, prepare_code, shorten_slices, tell_systemd
+from loaded_mp.supervisor.start import clear_up, cores_of, prepare_code, shorten_slices
 from loaded_mp.supervisor.sweep import Count, Expire, Sweeper
 from loaded_mp.supervisor.tracking import Tracking
 
@@ -142,6 +144,7 @@ class Daemon:
         return queues
 
     async def _start_workers(self, stack: contextlib.AsyncExitStack, queues: list[Queue]) -> Children:
+        worker.warn_of_shared(self._config.user)
         places = [
             worker.Place(
                 number, queue.number, queue.descriptor, self._memory_descriptor, core, self._config.user
@@ -216,17 +219,21 @@ class Daemon:
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),
                     Tracking().run(),
+                    systemd.feed_watchdog(),
                     self._reloads(),
                 )
             ]
             if not self._stop.is_set():
                 self._served = True
-                tell_systemd("READY=1")
+                systemd.tell("READY=1")
                 log.info(
                     event("ready", workers=worker_count(self._config), services=len(self._config.services))
                 )
             await self._stop.wait()
-            tell_systemd("STOPPING=1")
+            if await systemd.is_restarting():
+                self.backends.note()
+                leave()
+            systemd.tell_stopping(self.backends.services.config.goodbye_s + worker.DRAIN_S)
             log.info(event("stopping"))
             for task in running:
                 task.cancel()

@@ -80,7 +80,6 @@ def test_the_example_shows_the_defaults() -> None:
     for name in (
         "queue_length",
         "flows",
-        "user",
         "log_level",
         "metrics_listen",
         "tcp_idle_s",

@@ -37,10 +37,12 @@ from loaded_mp.supervisor.handover import (
     taken_from_orphans,
 )
 from loaded_mp.supervisor.network_setup import NetworkSetup
+from loaded_mp.supervisor.observation import Observation
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.reload import Load, RefusedError, Reload, read_again
 from loaded_mp.supervisor.report import Report
 from loaded_mp.supervisor.start import clear_up, cores_of, prepare_code, shorten_slices
+from loaded_mp.supervisor.state import Change
 from loaded_mp.supervisor.sweep import Count, Expire, Sweeper
 from loaded_mp.supervisor.tracking import Tracking
 
@@ -83,6 +85,7 @@ class Daemon:
         self.accounting = Accounting()
         self.network = NetworkSetup(self.drift, self.accounting, self._network_setup)
         self.checks = Runner(self.backends.targets(), self._heard)
+        self.observation = Observation(self.memory, self.backends, self._observed_down)
         self._reload = Reload(
             self._load,
             self.memory,
@@ -215,6 +218,7 @@ class Daemon:
                     children.watch(),
                     self.sweeper.run(),
                     self.checks.run(),
+                    self.observation.run(),
                     self.drift.run(),
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),
@@ -247,6 +251,14 @@ class Daemon:
         log.warning(event(change, service=service, backend=backend, cause=result.text))
         usable = self.backends.states[result.backend].usable
         self.changes.tell(*(() if usable else (result.backend,)))
+
+    def _observed_down(self, number: int, cause: str) -> None:
+        """Take note of what workers saw of a backend, and ask it anew."""
+        self.backends.states[number].observed(cause)
+        service, backend = self.backends.name(number)
+        log.warning(event(Change.DOWN, service=service, backend=backend, cause=cause))
+        self.checks.hasten(number)
+        self.changes.tell(number)
 
     async def _reloads(self) -> None:
         while True:

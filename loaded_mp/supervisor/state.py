@@ -63,6 +63,7 @@ class BackendState:
     since_s: float = field(default_factory=time.monotonic)  #: when it last went up or down, CLOCK_MONOTONIC
     cause: str = ""  #: why
     stops: Stops = Stops.NOT
+    observed_down: bool = False  #: it is down by what was seen of it
     checks: dict[Check, Checked] = field(default_factory=dict)
     noted: dict[int, Checked] | None = None  #: by an earlier supervisor, by `Check.key`; None: there was none
     needed: str = "all"  #: "all" or "any" of the checks
@@ -133,7 +134,8 @@ class BackendState:
     def observed(self, cause: str) -> bool:
         """Be down by what was seen of it, until its checks say that it is up; whether it was up."""
         self.checks = {check: Checked(Health(False, guessed=False), Finding(cause)) for check in self.checks}
-        return self._settle(cause)
+        self.observed_down = self._settle(cause)
+        return self.observed_down
 
     def _settle(self, cause: str) -> bool:
         """Draw the conclusion from all checks; whether it is another one than before."""
@@ -142,4 +144,5 @@ class BackendState:
         if up == self.up:
             return False
         self.up, self.since_s, self.cause = up, time.monotonic(), cause
+        self.observed_down = False
         return True

@@ -41,7 +41,7 @@ def check_of(**settings: Any) -> Check:
 async def ask(check: Check, version: int = 4) -> Finding | None:
     """What the runner makes of one attempt; None if nothing was learnt."""
     async with asyncio.timeout(DEADLINE_S):
-        result = await Runner([], lambda _: None)._ask(Target(1, LOOPBACK[version], check))
+        result = await Runner([], lambda _: None)._ask(Target(1, LOOPBACK[version], check), 0)
     return result.finding if result else None
 
 
@@ -303,7 +303,7 @@ def test_an_echo_from_nobody() -> None:
     check = check_of(type="icmp", timeout_s=0.1)
 
     async def body() -> None:
-        result = await Runner([], lambda _: None)._ask(Target(1, ip_address("127.255.255.255"), check))
+        result = await Runner([], lambda _: None)._ask(Target(1, ip_address("127.255.255.255"), check), 0)
         assert result is None or result.finding.fault
 
     asyncio.run(body())

@@ -137,10 +137,11 @@ but a connection's first packet in conntrack mode stay in the kernel and compare
 
 _CHECKS = """## Checks
 
-`tests/bench/checks.py` ([checks.json](checks.json)) asks {number:,} targets beyond a pair of interfaces, each
-every {interval_s:g} s, with the daemon's own runner, pinned to one core: so many checks of a kind a second of that
-core carries, whatever runs beside it. On time is what begins within a tenth of its interval. Where one core is
-not enough, or others take it away, checks begin later than they are due; they do not fail by that.
+`tests/bench/checks.py` ([checks.json](checks.json)) asks {number:,} targets beyond a pair of interfaces,
+each every {interval_s:g} s, with the daemon's own runner, pinned to one core: so many checks of a kind a
+second of that core carries, whatever runs beside it. On time is what begins within a tenth of its
+interval. Where one core is not enough, or others take it away, checks begin later than they are due; they
+do not fail by that.
 
 | check | a second and core | targets that a core carries | core taken | begun a second | on time |
 |---|---|---|---|---|---|

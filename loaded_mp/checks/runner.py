@@ -55,6 +55,7 @@ class Result:
     target: Target
     finding: Finding
     started_s: float  #: CLOCK_MONOTONIC
+    took_s: float = 0.0
     late_s: float = 0.0  #: by how much it was begun later than it was due
 
     @property
@@ -94,7 +95,7 @@ class Runner:
         self._room = min(MAX_IN_FLIGHT, int(descriptors * _SHARE_OF_DESCRIPTORS))
         self._waiting: deque[_Asking] = deque()  #: for room
         self._filling = False  #: soon
-        self._hindered: dict[str, float] = {}  #: cause -> when it was said
+        self._hindered: dict[tuple[str, str], float] = {}  #: type and cause -> when it was said
         self._silent: set[Target] = set()
 
     async def run(self) -> None:
@@ -175,17 +176,18 @@ class Runner:
 
     async def _ask(self, target: Target, due_s: float) -> Result | None:
         """Ask once; None if nothing was learnt."""
-        started_s = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        started_s = clock()
         try:
             finding = await self._attempt(target)
         except LocalError as error:
-            self._say_hindered(str(error))
+            self._say_hindered(target.check.type, str(error))
             return None
         except SilentError as error:
             self._say_silent(target, str(error))
             return None
         self._silent.discard(target)
-        return Result(target, finding, started_s, started_s - due_s)
+        return Result(target, finding, started_s, clock() - started_s, started_s - due_s)
 
     async def _attempt(self, target: Target) -> Finding:
         check, clock = target.check, asyncio.get_running_loop().time
@@ -214,15 +216,13 @@ class Runner:
             log.exception(event("check-broken", check=target.question))
             return Finding(f"{type(error).__name__}: {error}")
 
-    def _say_hindered(self, cause: str) -> None:
+    def _say_hindered(self, check: str, cause: str) -> None:
         """Say that this machine cannot ask, each cause once in a while; nobody is down by that."""
         now_s = asyncio.get_running_loop().time()
-        if now_s > self._hindered.get(cause, -_SAY_AGAIN_S) + _SAY_AGAIN_S:
-            self._hindered = {
-                each: said_s for each, said_s in self._hindered.items() if now_s < said_s + _SAY_AGAIN_S
-            }
-            self._hindered[cause] = now_s
-            log.error(event("checks-hindered", cause=cause, effect="backends keep their states"))
+        self._hindered = {key: s for key, s in self._hindered.items() if now_s < s + _SAY_AGAIN_S}
+        if (check, cause) not in self._hindered:
+            self._hindered[check, cause] = now_s
+            log.error(event("checks-hindered", check=check, cause=cause, effect="backends keep their states"))
 
     def _say_silent(self, target: Target, cause: str) -> None:
         """Say once that a target says nothing."""

@@ -29,6 +29,7 @@ class Checked:
 
     health: Health
     finding: Finding = _UNASKED
+    took_s: float = 0.0  #: the last attempt
 
     @property
     def share(self) -> tuple[int | None, int | None, str | None]:
@@ -95,7 +96,7 @@ class BackendState:
             return None
         before = self.checks[check]
         health = before.health.after(result.finding.fault is None, check.rise, check.fall)
-        self.checks[check] = after = Checked(health, result.finding.after(before.finding))
+        self.checks[check] = after = Checked(health, result.finding.after(before.finding), result.took_s)
         if health.up != before.health.up and self._settle(result.text):
             return Change.UP if self.up else Change.DOWN
         if before.health.guessed and not (

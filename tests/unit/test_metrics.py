@@ -1,6 +1,7 @@
 """A Status as Prometheus reads it."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,14 @@ def test_queues_are_read_as_the_kernel_prints_them(tmp_path: Path, monkeypatch: 
         "   12      1     0 2 65531     0     0        0  1\n"
     )
     assert read_queues() == {3: QueueStatus(5, 7, 9), 12: QueueStatus(0, 0, 0)}
+
+
+def test_the_days_of_a_certificate_count_from_now() -> None:
+    seen = BACKEND.model_copy(update={"certificate_expires_s": time.time() + 3 * 86_400})
+    service = STATUS.services[0].model_copy(update={"backends": (seen, DOWN)})
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(lambda: STATUS.model_copy(update={"services": (service,)})))
+    name = "loaded_mp_backend_certificate_days"
+    labels = {"service": "web", "backend": "web1", "address": "10.0.0.1"}
+    assert registry.get_sample_value(name, labels) == pytest.approx(3, abs=0.01)
+    assert registry.get_sample_value(name, labels | {"backend": "web2"}) is None  # none was seen

@@ -568,6 +568,19 @@ def test_health_of_several_checks_outlives_a_hand_over() -> None:
     assert after.heard(Result(target, Finding("down"), float("inf"))) is Change.DOWN
 
 
+@pytest.mark.parametrize("needed", ["all", "any"])
+def test_an_agent_that_never_spoke_holds_nobody_down_and_nobody_up(needed: str) -> None:
+    agent = AgentCheck(port=9)
+    state = BackendState(up=False)
+    state.follow((A, agent), needed)
+    assert not state.up
+    assert state.heard(result(A, True)) is Change.UP
+    assert state.heard(result(A, False)) is Change.DOWN
+    state.heard(result(A, True))
+    state.heard(result(agent, False))
+    assert state.up is (needed == "any")
+
+
 def test_who_is_asked() -> None:
     checks = '[[service.check]]\nport = 80\n[[service.check]]\nport = 81\naddress = "10.9.9.9"\n'
     config = config_of(checks, "10.0.0.1", "10.0.0.2")

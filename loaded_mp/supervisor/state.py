@@ -46,6 +46,7 @@ class Checked:
 
     health: Health
     finding: Finding = _UNASKED
+    took_s: float = 0.0  #: the last attempt
 
     @property
     def share(self) -> tuple[int | None, int | None, str | None]:
@@ -121,13 +122,11 @@ class BackendState:
             return None
         before = self.checks[check]
         health = before.health.after(result.finding.fault is None, check.rise, check.fall)
-        self.checks[check] = after = Checked(health, result.finding.after(before.finding))
-        if health.up != before.health.up and self._settle(result.text):
+        self.checks[check] = after = Checked(health, result.finding.after(before.finding), result.took_s)
+        if self._settle(result.text):
             return Change.UP if self.up else Change.DOWN
-        if before.health.guessed and not (
-            self.up or health.up
-        ):  # the guess was right, and now there is a cause
-            self.cause = result.text
+        if before.health.guessed and not self.up and not health.up:
+            self.cause = result.text  # the guess was right
             return Change.DOWN
         return Change.SHARE if after.share != before.share else None
 
@@ -138,8 +137,14 @@ class BackendState:
         return self.observed_down
 
     def _settle(self, cause: str) -> bool:
-        """Draw the conclusion from all checks; whether it is another one than before."""
-        says = [each.health.up for each in self.checks.values()]
+        """Draw the conclusion from all checks; whether it is another one than before.
+
+        Of those that may be silent only what they have said counts, unless there are no others.
+        """
+        loud = [
+            each for check, each in self.checks.items() if check.silence_is_fault or not each.health.guessed
+        ]
+        says = [each.health.up for each in loud or self.checks.values()]
         up = any(says) if self.needed == "any" and says else all(says)
         if up == self.up:
             return False

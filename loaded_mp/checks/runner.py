@@ -122,7 +122,7 @@ class Runner:
         """Ask once; None if nothing was learnt."""
         started_s = asyncio.get_running_loop().time()
         try:
-            finding = await self._attempt(target)
+            finding = await self.attempt(target)
         except LocalError as error:
             self._say_hindered(str(error))
             return None
@@ -132,7 +132,8 @@ class Runner:
         self._silent.discard(target)
         return Result(target, finding, started_s)
 
-    async def _attempt(self, target: Target) -> Finding:
+    async def attempt(self, target: Target) -> Finding:
+        """What one attempt finds, a fault included. Raises LocalError and SilentError as a check does."""
         check = target.check
         try:
             async with asyncio.timeout(check.timeout_s):

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
@@ -38,6 +39,18 @@ class Backend(Settings):
     weight: int = Field(default=1, ge=0, le=65_535)
     name: str = ""  #: for people; the address where it is empty
     check_address: AddressField | None = None  #: who is asked in its place; None: itself
+    discovered: bool = False  #: it leaves when it vanishes
+
+
+class Discovery(Settings):
+    """Machines that answer an echo to all and pass the service's checks join it; those that vanish leave."""
+
+    interval_s: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0  #: from one echo to the next
+    networks: tuple[NetworkField, ...] = ()  #: who is in them may join; empty: `network.backend_networks`
+    allow: tuple[NetworkField, ...] = ()  #: of those, who may; empty: all
+    most: int = Field(default=64, ge=1, le=1_024)  #: machines that are members at a time
+    weight: int = Field(default=1, ge=0, le=65_535)  #: that they get
+    fall: int = Field(default=3, ge=1, le=100)  #: rounds in a row without an answer until one leaves
 
 
 class Service(Settings):
@@ -61,7 +74,17 @@ class Service(Settings):
     checks_needed: Literal["all", "any"] = "all"  #: which of them a backend has to pass
     #: What a backend counts as until it was checked; None: down if it joins a service that runs, else up.
     initial: Literal["up", "down"] | None = None
-    backends: tuple[Backend, ...] = Field(min_length=1)
+    discovery: Discovery | None = None
+    backends: tuple[Backend, ...] = Field(
+        default=(), validate_default=True
+    )  #: none where they are discovered
+
+    @field_validator("backends", mode="after")
+    @classmethod
+    def _someone_serves(cls, backends: tuple[Backend, ...], others: ValidationInfo) -> tuple[Backend, ...]:
+        if not backends and others.data.get("discovery", ...) is None:
+            raise PydanticKnownError("too_short", {"field_type": "", "min_length": 1, "actual_length": 0})
+        return backends
 
 
 class NetworkSetup(Settings):

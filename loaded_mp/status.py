@@ -93,3 +93,11 @@ class Status(_Model):
     counters_age_s: float  #: seconds since the counters that others than workers keep were last read
     counters_fault: str  #: why they could not be read the last time; empty: they could
     reasons: dict[str, int]  #: packets by Reason name in lower case, without ok
+
+
+class Outcome(_Model):
+    """What came of taking over another configuration, or would; each is a line for people."""
+
+    mistakes: tuple[str, ...] = ()  #: then nothing was changed
+    changes: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()  #: settings that keep their values until then

@@ -13,6 +13,7 @@ from loaded_mp.config.source import Source
 
 #: Subcommand -> what `--help` says of it. Each is `command` in the module of its name.
 _COMMANDS = {
+    "add": "Add a backend while the daemon runs.",
     "check-config": "Check a configuration and say what it means.",
     "cleanup": "Take back what a killed daemon left on this host.",
     "completion": "Print the script that completes commands in your shell.",
@@ -21,6 +22,7 @@ _COMMANDS = {
     "diagnose": "Is this machine able to run loaded-mp?",
     "plan": "Print every change to this host without doing it.",
     "reload": "Let the running daemon read its configuration again.",
+    "remove": "Take a backend out while the daemon runs.",
     "restart": "Let the running daemon become the program that is installed now.",
     "status": "Show what the running daemon does.",
     "stop": "End the running daemon and wait until it is gone.",

@@ -45,7 +45,7 @@ class Draft:
             around = {each["loc"][:length] for each in details for length in range(len(each["loc"]))}
             for each in details:
                 about = (*each["loc"], "type") if each["type"] == "union_tag_invalid" else each["loc"]
-                mistake = self._mistake(about, _text(each))
+                mistake = self._mistake(about, explained(each))
                 # What is absent because its wrong value was refused is not missed as well.
                 follows = (mistake.place, mistake.key) in said or each["loc"] in around
                 if not (each["type"] in _ABSENT and follows):
@@ -115,7 +115,8 @@ _WISHES = {
 }
 
 
-def _text(error: ErrorDetails) -> str:
+def explained(error: ErrorDetails) -> str:
+    """What is wrong with a value, for people."""
     if explain := _EXPLANATIONS.get(error["type"]):
         return explain(error)
     wish = _WISHES.get(error["type"]) or error["msg"].removeprefix("Input should ").removeprefix("be ")

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from loaded_mp.config.draft import Draft, Place, found
-from loaded_mp.config.errors import Mistake
+from pydantic import ValidationError
+
+from loaded_mp.config.draft import Draft, Place, explained, found
+from loaded_mp.config.errors import ConfigError, Mistake
+from loaded_mp.config.model import Backend
 
 
 def read_flags(vips: Sequence[str], backends: Sequence[str], ports: Sequence[str]) -> Draft:
@@ -20,14 +23,31 @@ def read_flags(vips: Sequence[str], backends: Sequence[str], ports: Sequence[str
         for row, value in enumerate(values):
             draft.places["services", 0, name, row] = Place(f"{flag} {value}", "")
     for text in backends:
-        address, *settings = text.split(",")
-        backend = {"address": address}
-        for setting in settings:
-            key, equals, value = setting.partition("=")
-            if key in ("weight", "name") and equals:
-                backend[key] = value
-            else:
-                wrong = f"found {found(setting)}, expected weight=N or name=NAME"
-                draft.mistakes.append(Mistake(f"--backend {text}", "", wrong))
-        service["backends"].append(backend)
+        table, mistakes = _backend(text, f"--backend {text}")
+        service["backends"].append(table)
+        draft.mistakes += mistakes
     return draft
+
+
+def read_backend(text: str) -> Backend:
+    """The backend that `ADDRESS[,weight=N][,name=NAME]` says. Raises ConfigError."""
+    table, mistakes = _backend(text, text)
+    try:
+        backend = Backend.model_validate(table)
+    except ValidationError as error:
+        mistakes += [Mistake(text, str(each["loc"][0]), explained(each)) for each in error.errors()]
+    if mistakes:
+        raise ConfigError(*mistakes)
+    return backend
+
+
+def _backend(text: str, place: str) -> tuple[dict[str, str], list[Mistake]]:
+    address, *settings = text.split(",")
+    backend, mistakes = {"address": address}, []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if key in ("weight", "name") and equals:
+            backend[key] = value
+        else:
+            mistakes.append(Mistake(place, "", f"found {found(setting)}, expected weight=N or name=NAME"))
+    return backend, mistakes

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from loaded_mp.network.record import DIRECTORY
 
-#: How long one command may take, in seconds.
+#: How long an answer is waited for, in seconds.
 TIMEOUT_S = 10.0
+#: That of a command that other programs may hold up, such as iptables' lock. Each of its steps is bounded.
+LONG_TIMEOUT_S = 600.0
 #: Who may ask: root. Connections of others are closed unread.
 ALLOWED_USER = 0
 

@@ -3,13 +3,15 @@
 import fcntl
 import http.client
 import os
+import select
 import socket
+from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from loaded_mp.control.address import ALLOWED_USER, TIMEOUT_S, control_path, lock_path
+from loaded_mp.control.address import ALLOWED_USER, LONG_TIMEOUT_S, TIMEOUT_S, control_path, lock_path
 from loaded_mp.status import Status
 
 Answer = TypeVar("Answer")
@@ -26,6 +28,14 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(TIMEOUT_S)
         self.sock.connect(self.host)
 
+    def await_answer(self, timeout_s: float, say: Callable[[], object]) -> None:
+        """Wait for the answer to begin; `say` that this takes its time. Raises TimeoutError."""
+        if select.select([self.sock], [], [], TIMEOUT_S)[0]:
+            return
+        say()
+        if not select.select([self.sock], [], [], timeout_s - TIMEOUT_S)[0]:
+            raise TimeoutError
+
 
 def ask(command: str, answer_type: type[Answer], /, **arguments: object) -> Answer:
     """What the daemon of this network namespace answers to a command of control/commands.py.
@@ -33,6 +43,13 @@ def ask(command: str, answer_type: type[Answer], /, **arguments: object) -> Answ
     Raises ControlError.
     """
     return _understood(_post(f"/{command}", to_json(arguments)), answer_type)
+
+
+def ask_for_long(
+    command: str, answer_type: type[Answer], say: Callable[[], object], /, **arguments: object
+) -> Answer:
+    """As `ask`, for a command that may take its time: `say` tells people that it does."""
+    return _understood(_post(f"/{command}", to_json(arguments), say=say), answer_type)
 
 
 def status_of(namespace: str) -> Status:
@@ -62,10 +79,15 @@ def _understood(body: bytes, answer_type: type[Answer]) -> Answer:
         ) from None
 
 
-def _post(path: str, body: bytes, namespace: str = "/proc/self/ns/net") -> bytes:
+def _post(
+    path: str, body: bytes, namespace: str = "/proc/self/ns/net", say: Callable[[], object] | None = None
+) -> bytes:
     connection = _Connection(str(control_path(namespace)))
+    timeout_s = LONG_TIMEOUT_S if say else TIMEOUT_S
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
+        if say:
+            connection.await_answer(timeout_s, say)
         answer = connection.getresponse()
         said = answer.read()
     except PermissionError:
@@ -83,7 +105,7 @@ def _post(path: str, body: bytes, namespace: str = "/proc/self/ns/net") -> bytes
         ) from error
     except TimeoutError:
         raise ControlError(
-            f"no answer within {TIMEOUT_S:g} s; what was asked for may still be done: see the daemon's log"
+            f"no answer within {timeout_s:g} s; what was asked for may still be done: see the daemon's log"
         ) from None
     except (OSError, http.client.HTTPException) as error:
         raise ControlError(f"the daemon does not answer: {error}") from error

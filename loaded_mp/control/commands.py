@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from loaded_mp.status import Status
+from loaded_mp.config.model import Backend, Config
+from loaded_mp.status import Outcome, Status
 
 
 class Daemon(Protocol):
@@ -10,7 +11,13 @@ class Daemon(Protocol):
 
     def status(self) -> Status: ...
 
-    async def reload(self) -> list[str]: ...
+    async def reload(self, dry_run: bool) -> Outcome: ...
+
+    async def compare(self, config: Config) -> Outcome: ...
+
+    async def add(self, service: str, backend: Backend) -> Outcome: ...
+
+    async def remove(self, backend: str, service: str | None) -> Outcome: ...
 
     async def restart(self) -> list[str]: ...
 
@@ -27,9 +34,21 @@ class Commands:
         """What the daemon says of itself."""
         return self._daemon.status()
 
-    async def reload(self) -> list[str]:
-        """Read the configuration again; the mistakes that kept the daemon from it."""
-        return await self._daemon.reload()
+    async def reload(self, dry_run: bool = False) -> Outcome:
+        """Read the configuration again and take it over, or only say what that would change."""
+        return await self._daemon.reload(dry_run)
+
+    async def compare(self, config: Config) -> Outcome:
+        """Say what it would change to take over this configuration."""
+        return await self._daemon.compare(config)
+
+    async def add(self, service: str, backend: Backend) -> Outcome:
+        """Add a backend to a service."""
+        return await self._daemon.add(service, backend)
+
+    async def remove(self, backend: str, service: str | None = None) -> Outcome:
+        """Take a backend, by name or address, out of all services or of the one that is named."""
+        return await self._daemon.remove(backend, service)
 
     async def restart(self) -> list[str]:
         """Become the program anew, with the same memory and queues; what keeps the daemon from it."""

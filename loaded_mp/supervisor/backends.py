@@ -1,6 +1,7 @@
 """The services and backends that run now: what is configured, what is known, what follows for workers."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 from loaded_mp.checks.runner import Result, Target, Targets
 from loaded_mp.config.model import Config, Service
@@ -8,8 +9,9 @@ from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
-from loaded_mp.services import Ids, Services
+from loaded_mp.services import BackendKey, Ids, Services
 from loaded_mp.supervisor.handover import Adopted, write_state
+from loaded_mp.supervisor.overlay import Overlay
 from loaded_mp.supervisor.snapshots import fill
 from loaded_mp.supervisor.state import BackendState, Change, Stops
 
@@ -26,7 +28,8 @@ class Backends:
         self.states: dict[int, BackendState] = adopted.states if adopted else {}
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
         self._running = self._ids.services.held()  #: services, by id
-        self.configure(self._ids.expand(config))
+        self.overlay = adopted.overlay if adopted else Overlay()  #: over what the configuration says
+        self.configure(self._ids.expand(self.overlay.over(config)))
 
     def expand(self, config: Config, before: Services) -> Services:
         """A configuration in the numbers of this daemon, which held `before`.
@@ -34,6 +37,10 @@ class Backends:
         Raises TooLargeError and then changes nothing.
         """
         return self._ids.expand(config, before)
+
+    def imagined(self, config: Config) -> Services:
+        """As `expand`, but no number is given out. Raises TooLargeError."""
+        return deepcopy(self._ids).expand(config, self.services)
 
     def configure(self, services: Services) -> None:
         """Let these be the services."""
@@ -50,7 +57,7 @@ class Backends:
 
     def note(self) -> None:
         """Write down what the next supervisor has to know."""
-        write_state(self._memory, self._ids, self.states)
+        write_state(self._memory, self._ids, self.states, self.overlay)
 
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""
@@ -68,6 +75,16 @@ class Backends:
     def heard(self, result: Result) -> Change | None:
         """Take note of a check's result; what changed by it."""
         return self.states[result.backend].heard(result) if result.backend in self.services.part_of else None
+
+    def matching(self, backend: str, service: str | None) -> list[BackendKey]:
+        """Those with this name or address, in the service if one is named."""
+        return [
+            (part.service.name, each.address)
+            for part in self.services.parts
+            if service in (None, part.service.name)
+            for each in part.backends.values()
+            if backend in (each.name, str(each.address))
+        ]
 
     def name(self, number: int) -> tuple[str, str]:
         """Names of the service and of the backend with this id."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from loaded_mp import worker
 from loaded_mp.checks.runner import Result, Runner
-from loaded_mp.config.model import Config
+from loaded_mp.config.model import Backend, Config
 from loaded_mp.control.commands import Commands
 from loaded_mp.control.server import control_socket, serve_control
 from loaded_mp.datapath.queue import Queue
@@ -20,7 +20,7 @@ from loaded_mp.memory.shared import Stamp, fresh_memory, memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.services import worker_count
-from loaded_mp.status import Status
+from loaded_mp.status import Outcome, Status
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
@@ -251,9 +251,25 @@ class Daemon:
         """What the daemon says of itself, once it runs."""
         return self._report.status()
 
-    async def reload(self) -> list[str]:
-        """Take over a changed configuration; what is wrong with it, or nothing. Then the old one stays."""
-        return await self._reload.reload()
+    async def reload(self, dry_run: bool = False) -> Outcome:
+        """Take over a changed configuration, or only say what that would change."""
+        return await self._reload.reload(dry_run)
+
+    async def compare(self, config: Config) -> Outcome:
+        """What it would change to take over this configuration."""
+        return await self._reload.compare(config)
+
+    async def add(self, service: str, backend: Backend) -> Outcome:
+        """Add a backend to a service."""
+        return await self._reload.added(service, backend)
+
+    async def remove(self, backend: str, service: str | None) -> Outcome:
+        """Take the backends with this name or address out of their services, or of the one that is named."""
+        keys = self.backends.matching(backend, service)
+        if not keys:
+            where = f" in service {service!r}" if service else ""
+            return Outcome(mistakes=(f"there is no backend {backend!r}{where}; see 'loaded-mp status'",))
+        return await self._reload.remove_all(keys)
 
     async def restart(self) -> list[str]:
         """Become the program anew, as its files are now, while workers go on; what keeps it from that."""

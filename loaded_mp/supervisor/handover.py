@@ -23,8 +23,8 @@ from pydantic import BaseModel, ValidationError
 
 from loaded_mp.checks.check import Finding
 from loaded_mp.checks.health import Health
-from loaded_mp.config.model import Config
-from loaded_mp.fields import Address
+from loaded_mp.config.model import Backend, Config
+from loaded_mp.fields import Address, AddressField
 from loaded_mp.log import event
 from loaded_mp.memory.segment import LayoutError
 from loaded_mp.memory.shared import (
@@ -38,6 +38,7 @@ from loaded_mp.network.queues import read_queues
 from loaded_mp.services import Family, Ids, queues_of, worker_count
 from loaded_mp.status import Wanted
 from loaded_mp.supervisor.orphans import orphans
+from loaded_mp.supervisor.overlay import Overlay
 from loaded_mp.supervisor.state import BackendState, Checked
 
 log = logging.getLogger(__name__)
@@ -68,13 +69,15 @@ class NotedCheck(BaseModel):
 
 
 class Notes(BaseModel):
-    """Numbers of names, and the states of backends by their numbers."""
+    """Numbers of names, the states of backends by their numbers, and what was added and removed."""
 
     services: list[tuple[str, Family, int]]
     vips: list[tuple[str, int]]
     backends: list[tuple[str, str, int]]
     states: dict[int, tuple[Wanted, int | None, bool, float, str]]
     checks: dict[int, dict[int, NotedCheck]]  #: by backend id and `Check.key`: what the state does not tell
+    added: list[tuple[str, Backend]] = []  #: with the names of their services
+    removed: list[tuple[str, AddressField]] = []
 
 
 def inherited() -> Inherited | None:
@@ -119,6 +122,7 @@ class Adopted:
     descriptor: int  #: of the memory
     ids: Ids
     states: dict[int, BackendState]
+    overlay: Overlay
     queues: dict[int, int]  #: number -> descriptor
     workers: list[int]  #: processes that serve meanwhile
 
@@ -157,7 +161,7 @@ def hand_on(handed: Inherited) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "loaded_mp", *sys.argv[1:]])
 
 
-def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState]) -> None:
+def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState], overlay: Overlay) -> None:
     """Note what the next supervisor has to know."""
     notes = Notes(
         services=[(name, family, number) for (name, family), number in ids.services.items()],
@@ -168,12 +172,14 @@ def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState])
             for number, each in states.items()
         },
         checks={number: noted for number, each in states.items() if (noted := _noted(each))},
+        added=[(service, each) for (service, _), each in overlay.added.items()],
+        removed=sorted(overlay.removed, key=str),
     )
     text = notes.model_dump_json().encode()
     write_notes(memory, text if len(text) <= MAX_NOTES_BYTES else b"")
 
 
-def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState]] | None:
+def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState], Overlay] | None:
     """What the last supervisor noted; None if it noted nothing that can be read."""
     try:
         notes = Notes.model_validate_json(read_notes(memory))
@@ -195,7 +201,8 @@ def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState]] | No
             )
             for key, each in notes.checks.get(number, {}).items()
         }
-    return ids, states
+    added = {(service, each.address): each for service, each in notes.added}
+    return ids, states, Overlay(added, frozenset(notes.removed))
 
 
 def _noted(state: BackendState) -> dict[int, NotedCheck]:

@@ -8,6 +8,7 @@ from loaded_mp.plan import kept, plan
 from loaded_mp.services import Services
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.aside import aside
+from loaded_mp.supervisor.differences import rule_differences
 from loaded_mp.supervisor.drift import Drift
 
 #: A stop is waited for: by systemd, by people.
@@ -35,6 +36,10 @@ class NetworkSetup:
             return Planned((), ())
         host = await aside(setup.read_host)
         return Planned(plan(services, host).changes, kept(services, host))
+
+    def differences(self, planned: Planned) -> list[str]:
+        """What would change on this machine, in lines for people."""
+        return list(rule_differences(self._drift.wanted, planned.kept)) if self._wanted else []
 
     async def make(self, services: Services, taken_over: bool) -> None:
         """Bring this machine to it; nothing is touched if that stands already. Raises NetworkError."""

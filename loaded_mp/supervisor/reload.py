@@ -2,22 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 from loaded_mp.checks.runner import Runner
 from loaded_mp.config.bounded import load_bounded
 from loaded_mp.config.errors import ConfigError
-from loaded_mp.config.model import Config
+from loaded_mp.config.model import Backend, Config
+from loaded_mp.fields import Address
 from loaded_mp.log import event, set_level
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.services import TooLargeError
+from loaded_mp.services import BackendKey, TooLargeError
+from loaded_mp.status import Outcome
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
+from loaded_mp.supervisor.differences import service_differences, settings
 from loaded_mp.supervisor.network_setup import NetworkSetup
+from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.state import Stops
 from loaded_mp.supervisor.sweep import Forget, Sweeper
@@ -62,36 +67,108 @@ class Reload:
     network: NetworkSetup
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  #: held meanwhile
 
-    async def reload(self) -> list[str]:
-        """Take over the configuration as it is now; what is wrong with it, or nothing. Then the old stays."""
+    async def reload(self, dry_run: bool = False) -> Outcome:
+        """Take over the configuration as it is now, or only say what that would change."""
         async with self.lock:
             try:
-                await self._take_over(await read_again(self.load))
+                config = await read_again(self.load)
+                overlay = self.backends.overlay.beside(config)
+                if dry_run:
+                    return await self._compare(overlay.over(config))
+                return await self._take_over(overlay.over(config), overlay)
             except RefusedError as refused:
-                for mistake in refused.mistakes:
+                for mistake in refused.mistakes if not dry_run else ():
                     log.error(event("reload-refused", mistake=mistake, effect="the old configuration stays"))
-                return refused.mistakes
-        return []
+                return Outcome(mistakes=tuple(refused.mistakes))
 
-    async def _take_over(self, config: Config) -> None:
-        before = self.backends.services.config
-        fixed = {key: getattr(before, key) for key in _FIXED}
-        changed = [key for key in _FIXED if getattr(config, key) != fixed[key]]
-        if changed:
-            log.warning(event("restart-needed", keys=",".join(changed), effect="these keep their values"))
-        config = config.model_copy(update=fixed)
-        if config == before:
-            log.info(event("reloaded", changed="nothing"))
-            return
-        try:
-            await self._run_with(config)
-        except (TooLargeError, NetworkError) as error:
-            raise RefusedError(str(error)) from error
+    async def compare(self, config: Config) -> Outcome:
+        """What it would change to take over a configuration."""
+        async with self.lock:
+            try:
+                return await self._compare(self.backends.overlay.beside(config).over(config))
+            except RefusedError as refused:
+                return Outcome(mistakes=tuple(refused.mistakes))
+
+    async def add(self, service: str, backend: Backend) -> list[str]:
+        """Add a backend to a service; what is wrong with that, or nothing."""
+        return list((await self.added(service, backend)).mistakes)
+
+    async def remove(self, service: str, address: Address) -> list[str]:
+        """Take a backend out of a service, as a reload would; what is wrong with that, or nothing."""
+        return list((await self.remove_all([(service, address)])).mistakes)
+
+    async def added(self, service: str, backend: Backend) -> Outcome:
+        """As `add`; all that came of it."""
+        return await self._amend(
+            lambda config: with_backend(config, service, backend),
+            lambda overlay: overlay.adding(service, backend),
+        )
+
+    async def remove_all(self, keys: Sequence[BackendKey]) -> Outcome:
+        """Take backends out of their services: all of them, or none."""
+
+        def without(config: Config) -> Config:
+            return reduce(lambda config, key: without_backend(config, *key), keys, config)
+
+        def removing(overlay: Overlay) -> Overlay:
+            return reduce(lambda overlay, key: overlay.removing(*key), keys, overlay)
+
+        return await self._amend(without, removing)
+
+    async def _amend(self, change: Callable[[Config], Config], note: Callable[[Overlay], Overlay]) -> Outcome:
+        """Change what runs, and the overlay likewise."""
+        async with self.lock:
+            try:
+                config = change(self.backends.services.config)
+                return await self._take_over(config, note(self.backends.overlay))
+            except MisfitError as misfit:
+                return Outcome(mistakes=(str(misfit),))
+            except RefusedError as refused:
+                return Outcome(mistakes=tuple(refused.mistakes))
+
+    async def _take_over(self, config: Config, overlay: Overlay) -> Outcome:
+        outcome = await self._compare(config)
+        if outcome.needs_restart:
+            log.warning(
+                event(
+                    "restart-needed",
+                    settings="; ".join(outcome.needs_restart),
+                    effect="these keep their values",
+                )
+            )
+        if outcome.changes:
+            try:
+                await self._run_with(self._possible(config))
+            except (TooLargeError, NetworkError) as error:
+                raise RefusedError(str(error)) from error
+        self.backends.overlay = overlay
+        for change in outcome.changes or ("nothing",):
+            log.info(event("reloaded", changed=change))
         set_level(config.log_level)
         self.checks.update(self.backends.targets())
-        log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))
         await self._release_removed()
         self.backends.note()
+        return outcome
+
+    def _possible(self, config: Config) -> Config:
+        """What of a configuration can be taken over without a restart."""
+        before = self.backends.services.config
+        return config.model_copy(update={key: getattr(before, key) for key in _FIXED})
+
+    async def _compare(self, config: Config) -> Outcome:
+        """What taking over a configuration changes. Raises RefusedError."""
+        before = self.backends.services
+        needs_restart = tuple(settings(_FIXED, before.config, config))
+        if (config := self._possible(config)) == before.config:
+            return Outcome(needs_restart=needs_restart)
+        try:
+            after = self.backends.imagined(config)
+            rules = self.network.differences(await self.network.planned(after))
+        except (TooLargeError, NetworkError) as error:
+            raise RefusedError(str(error)) from error
+        flows = dict(enumerate(self.memory.active.sum(axis=0).tolist()))
+        changes = (*service_differences(before, after, flows), *rules)
+        return Outcome(changes=changes, needs_restart=needs_restart)
 
     async def _run_with(self, config: Config) -> None:
         """Take over a configuration. Raises TooLargeError or NetworkError; then all is as it was."""

@@ -11,12 +11,14 @@ from typing import IO, TypeVar
 import pytest
 from test_metrics import STATUS
 
+from loaded_mp.config.model import Backend, Config
+from loaded_mp.config.toml import parse_toml
 from loaded_mp.control import client, server
-from loaded_mp.control.client import ControlError, ask
+from loaded_mp.control.client import ControlError, ask, ask_for_long
 from loaded_mp.control.commands import COMMANDS, Commands
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.status import Status
+from loaded_mp.status import Outcome, Status
 
 Result = TypeVar("Result")
 
@@ -30,8 +32,17 @@ class Daemon:
     def status(self) -> Status:
         return STATUS
 
-    async def reload(self) -> list[str]:
-        return self._mistakes
+    async def reload(self, dry_run: bool) -> Outcome:
+        return Outcome(mistakes=tuple(self._mistakes), changes=("dry",) if dry_run else ())
+
+    async def compare(self, config: Config) -> Outcome:
+        return Outcome(changes=(f"{config.services[0].backends[0].address}",))
+
+    async def add(self, service: str, backend: Backend) -> Outcome:
+        return Outcome(changes=(f"{service} {backend.address} {backend.weight}",))
+
+    async def remove(self, backend: str, service: str | None) -> Outcome:
+        return Outcome(changes=(f"{backend} {service}",))
 
     async def restart(self) -> list[str]:
         return self._mistakes
@@ -73,8 +84,51 @@ def test_status_arrives_as_it_was() -> None:
 
 def test_reload_says_what_is_wrong() -> None:
     mistake = "a.toml:1: workers: found -1, expected 1 or more"
-    assert served(lambda: ask("reload", list[str]), Commands(Daemon(mistake))) == [mistake]
-    assert served(lambda: ask("reload", list[str])) == []
+    said = served(lambda: ask("reload", Outcome), Commands(Daemon(mistake)))
+    assert said == Outcome(mistakes=(mistake,))
+    assert served(lambda: ask("reload", Outcome, dry_run=True)) == Outcome(changes=("dry",))
+
+
+def test_backends_come_and_go_by_name() -> None:
+    backend = Backend.model_validate({"address": "10.0.0.9", "weight": 3})
+    said = served(lambda: ask("add", Outcome, service="web", backend=backend))
+    assert said.changes == ("web 10.0.0.9 3",)
+    assert served(lambda: ask("remove", Outcome, backend="web1")).changes == ("web1 None",)
+    assert served(lambda: ask("remove", Outcome, backend="web1", service="web")).changes == ("web1 web",)
+
+
+def test_a_configuration_arrives_as_it_was() -> None:
+    text = Path("deploy/loaded-mp.toml").read_text().replace("#address", "address")
+    sent = parse_toml(text, "f").config()
+    arrived: list[Config] = []
+
+    class Compared(Daemon):
+        async def compare(self, config: Config) -> Outcome:
+            arrived.append(config)
+            return Outcome()
+
+    asked = sent.model_dump(mode="json", exclude_defaults=True)
+    served(lambda: ask("compare", Outcome, config=asked), Commands(Compared()))
+    assert arrived == [sent]
+
+
+def test_what_takes_its_time_is_said_and_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Daemon):
+        async def reload(self, dry_run: bool) -> Outcome:
+            await asyncio.sleep(0.2)
+            return Outcome(changes=("late",))
+
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.05)
+    said: list[None] = []
+
+    def asking() -> Outcome:
+        return ask_for_long("reload", Outcome, lambda: said.append(None))
+
+    assert served(asking, Commands(Slow())) == Outcome(changes=("late",))
+    assert said == [None]
+    monkeypatch.setattr(client, "LONG_TIMEOUT_S", 0.1)
+    with pytest.raises(ControlError, match=r"no answer within 0\.1 s"):
+        served(asking, Commands(Slow()))
 
 
 def test_arguments_have_names_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +244,7 @@ def test_whoever_holds_the_lock_runs() -> None:
 def test_stop_is_answered() -> None:
     daemon = Daemon("a mistake")
     served(lambda: ask("stop", NoneType), Commands(daemon))
-    assert asyncio.run(daemon.reload()) == []
+    assert asyncio.run(daemon.restart()) == []
 
 
 def test_metrics_are_served_over_tcp() -> None:

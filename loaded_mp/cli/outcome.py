@@ -1,0 +1,36 @@
+"""Asking the daemon for a change, and printing what came of it."""
+
+import sys
+
+import click
+
+from loaded_mp.control.client import ControlError, ask_for_long
+from loaded_mp.status import Outcome
+
+
+def change(command: str, /, **arguments: object) -> Outcome:
+    """What came of a command, however long it takes; a daemon that does not answer ends the process."""
+    try:
+        return ask_for_long(command, Outcome, _say_wait, **arguments)
+    except ControlError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def show(outcome: Outcome, done: str, mistaken_status: int = 1) -> None:
+    """Print it and the word `done`; ends the process if there were mistakes or a restart is needed."""
+    for mistake in outcome.mistakes:
+        click.echo(mistake, err=True)
+    if outcome.mistakes:
+        click.echo("the old configuration stays", err=True)
+        sys.exit(mistaken_status)
+    for line in outcome.changes:
+        click.echo(line)
+    click.echo(done if outcome.changes else f"{done}: nothing changes")
+    for setting in outcome.needs_restart:
+        click.echo(f"only 'loaded-mp restart' takes over {setting}", err=True)
+    if outcome.needs_restart:
+        sys.exit(1)
+
+
+def _say_wait() -> None:
+    click.echo("still under way: another program, such as iptables' lock, holds it up", err=True)

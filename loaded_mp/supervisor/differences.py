@@ -1,0 +1,135 @@
+"""What another configuration would change, in lines for people. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from pydantic import BaseModel
+
+from loaded_mp.config.model import Backend, Config, Service
+from loaded_mp.fields import Address
+from loaded_mp.network.changes import AddChain, Change
+from loaded_mp.services import Part, Services
+
+#: Of tables that have lines of their own, or are too long for one.
+_TABLES = ("services", "network", "backends", "checks")
+_MOST_LISTED = 4
+
+
+def service_differences(before: Services, after: Services, flows: Mapping[int, int]) -> Iterator[str]:
+    """Settings, services and backends; `flows` are those in the flow table by backend id."""
+    yield from _settings("", before.config, after.config)
+    yield from _settings("network.", before.config.network, after.config.network)
+    held = {part.id: part for part in before.parts}
+    stay = {part.id for part in after.parts if part.backends}
+    fates: Counter[str] = Counter()
+    for name, now in after.by_name.items():
+        was = [held.pop(part.id) for part in now if part.id in held]
+        if not was:
+            yield f"service {name} joins: {_several(len(now[0].service.backends), 'backend')}"
+            continue
+        yield from _service(was[0].service, now[0].service)
+        for part, number in _backends_of(was):
+            if number not in after.part_of:
+                fate, count = "move" if part.id in stay else "end", flows.get(number, 0)
+                fates[fate] += count
+                yield f"service {name}: backend {_name(part.backends[number])} leaves: {_flows(count, fate)}"
+        yield from _backends(name, was, now)
+    for name, gone in before.by_name.items():
+        if all(part.id in held for part in gone):
+            count = sum(flows.get(number, 0) for _, number in _backends_of(gone))
+            fates["end"] += count
+            yield f"service {name} leaves: {_flows(count, 'end')}"
+    yield f"flows: {fates['move']:,} move, {fates['end']:,} end"
+
+
+def rule_differences(before: Sequence[Change], after: Sequence[Change]) -> Iterator[str]:
+    """Changes of this machine."""
+    there, wanted = {each.command for each in before}, {each.command for each in after}
+    was = {each.place: each for each in before if isinstance(each, AddChain)}
+    now = {each.place: each for each in after if isinstance(each, AddChain)}
+    for place in (*was, *(place for place in now if place not in was)):
+        old, new = was.get(place), now.get(place)
+        if old and new and old.command == new.command:
+            continue
+        more = Counter(new.rules if new else ())
+        fewer = Counter(old.rules if old else ())
+        count = f"{(more - fewer).total():,} come, {(fewer - more).total():,} go"
+        chain = new or old
+        assert chain
+        yield f"rules of {chain.thing}: {count}"
+    yield from (f"{each.thing}: goes" for each in before if _alone(each) and each.command not in wanted)
+    yield from (f"{each.thing}: comes" for each in after if _alone(each) and each.command not in there)
+
+
+def settings(keys: Sequence[str], before: Config, after: Config) -> list[str]:
+    """Those of the settings that differ."""
+    return [line for line in _settings("", before, after) if line.partition(":")[0] in keys]
+
+
+def _alone(change: Change) -> bool:
+    return not isinstance(change, AddChain)
+
+
+def _settings(place: str, before: BaseModel, after: BaseModel) -> Iterator[str]:
+    for name in type(before).model_fields:
+        old, new = getattr(before, name), getattr(after, name)
+        if old == new or name in _TABLES:
+            continue
+        if isinstance(old, tuple) and isinstance(new, tuple):
+            yield f"{place}{name}: {_listed(old, new)}"
+        else:
+            yield f"{place}{name}: {_said(old)} -> {_said(new)}"
+
+
+def _listed(old: tuple[object, ...], new: tuple[object, ...]) -> str:
+    words = [f"+ {each}" for each in new if each not in old] + [
+        f"- {each}" for each in old if each not in new
+    ]
+    more = len(words) - _MOST_LISTED
+    return ", ".join(words[:_MOST_LISTED] + ([f"{more} more"] if more > 0 else [])) or "in another order"
+
+
+def _said(value: object) -> str:
+    """As a TOML file says it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return '""' if value == "" else "default" if value is None else str(value)
+
+
+def _service(before: Service, after: Service) -> Iterator[str]:
+    place = f"service {after.name}: "
+    yield from _settings(place, before, after)
+    if before.checks != after.checks:
+        old, new = (_several(len(each.checks), "check") for each in (before, after))
+        yield f"{place}{old} -> {new}" if old != new else f"{place}checks differ"
+
+
+def _backends(name: str, before: Sequence[Part], after: Sequence[Part]) -> Iterator[str]:
+    """Those that stay or come."""
+    was, now = _addresses(before), _addresses(after)
+    for address, backend in now.items():
+        place = f"service {name}: backend {_name(backend)}"
+        if address not in was:
+            yield f"{place} joins, weight {backend.weight}"
+        elif was[address] != backend:
+            yield from _settings(f"{place}: ", was[address], backend)
+
+
+def _addresses(parts: Sequence[Part]) -> dict[Address, Backend]:
+    return {each.address: each for part in parts for each in part.backends.values()}
+
+
+def _backends_of(parts: Iterable[Part]) -> Iterator[tuple[Part, int]]:
+    return ((part, number) for part in parts for number in part.backends)
+
+
+def _flows(count: int, fate: str) -> str:
+    return f"1 flow {fate}s" if count == 1 else f"{count:,} flows {fate}"
+
+
+def _name(backend: Backend) -> str:
+    return f"{backend.name} ({backend.address})" if backend.name else str(backend.address)
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

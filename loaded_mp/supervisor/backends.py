@@ -5,6 +5,7 @@ from copy import deepcopy
 
 from loaded_mp.checks.runner import Result, Target, Targets
 from loaded_mp.config.model import Config, Service
+from loaded_mp.fields import Address
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.memory.shared import SharedMemory
@@ -85,6 +86,14 @@ class Backends:
             for each in part.backends.values()
             if backend in (each.name, str(each.address))
         ]
+
+    def fault(self, service: str, address: Address) -> str | None:
+        """Why a backend of a service is down; None: it is up, or there is none."""
+        for part in self.services.by_name.get(service, ()):
+            for number, backend in part.backends.items():
+                if backend.address == address and not (state := self.states[number]).up:
+                    return state.cause
+        return None
 
     def name(self, number: int) -> tuple[str, str]:
         """Names of the service and of the backend with this id."""

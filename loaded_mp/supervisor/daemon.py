@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,17 @@ from loaded_mp.config.model import Backend, Config
 from loaded_mp.control.commands import Commands
 from loaded_mp.control.server import control_socket, serve_control
 from loaded_mp.datapath.queue import Queue
+from loaded_mp.discovery.finder import Finder
+from loaded_mp.fields import Interface
 from loaded_mp.log import event
 from loaded_mp.memory.shared import Stamp, fresh_memory, memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
+from loaded_mp.network.links import read_links
 from loaded_mp.services import worker_count
 from loaded_mp.status import Outcome, Status
 from loaded_mp.supervisor.accounting import Accounting
+from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.children import Children
@@ -91,6 +95,13 @@ class Daemon:
             self.sweeper,
             self.accounting,
             self.network,
+        )
+        self.finder = Finder(
+            lambda: self.backends.services.config,
+            self._reload,
+            self.backends.fault,
+            self.checks.attempt,
+            _own_addresses,
         )
 
     async def run(self) -> bool:
@@ -212,6 +223,7 @@ class Daemon:
                     children.watch(),
                     self.sweeper.run(),
                     self.checks.run(),
+                    self.finder.run(),
                     self.drift.run(),
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),
@@ -321,3 +333,8 @@ class Daemon:
             )
         finally:
             await children.stop()
+
+
+async def _own_addresses() -> Sequence[tuple[str, Interface]]:
+    """Of this machine, with their interfaces. Raises NetworkError."""
+    return (await aside(lambda: read_links(with_routes=False)))[1]

@@ -52,6 +52,11 @@ class Discovery(Settings):
     weight: int = Field(default=1, ge=0, le=65_535)  #: that they get
     fall: int = Field(default=3, ge=1, le=100)  #: rounds in a row without an answer until one leaves
 
+    def __str__(self) -> str:
+        """As in "every 10 s in 10.0.0.0/24, at most 64 machines"."""
+        where = ", ".join(map(str, self.allow or self.networks)) or "the backends' networks"
+        return f"every {self.interval_s:g} s in {where}, at most {self.most} machines of weight {self.weight}"
+
 
 class Service(Settings):
     """VIPs, what is answered on them, and the backends that answer."""

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from loaded_mp.checks.check import Finding, LocalError, SilentError
 from loaded_mp.checks.runner import Target
-from loaded_mp.config.model import Backend, Config, Discovery, Service
+from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.discovery.echo import Heard, Question, hear, questions
 from loaded_mp.discovery.found import Absences, belongs, candidates, members, networks, some
 from loaded_mp.fields import Address, Interface
@@ -70,73 +70,87 @@ class Finder:
 
     async def look(self, service: Service) -> None:
         """One round for one service."""
-        if not service.discovery:
-            for address in members(service):
-                await self._leave(service, address, "discovery is off")
-            return
-        config = self.config()
+        causes = await (self._look(service) if service.discovery else self._end(service))
+        cause = "; ".join(causes)
+        if cause and cause != self._said.get(service.name):
+            log.warning(event("discovery-hindered", service=service.name, cause=cause))
+        self._said[service.name] = cause
+
+    async def _end(self, service: Service) -> list[str]:
+        """Let all leave who came by discovery; what hinders that."""
+        causes = []
+        for address in members(service):
+            causes += await self._leave(service, address, "discovery is off")
+        return causes
+
+    async def _look(self, service: Service) -> list[str]:
+        """Ask who is there, and let machines leave and join; what hinders that."""
         try:
             addresses = await self.addresses()
         except NetworkError as error:
-            self._hindered(service, str(error))
-            return
-        heard = await self._hear(service, service.discovery, addresses)
-        await self._see_off(service, service.discovery, heard)
+            return [str(error)]
+        heard = await self._ask(service, addresses)
         own = {address.ip for _, address in addresses}
-        await self._welcome(service, candidates(heard.answered, service, config, own))
+        return [
+            *heard.faults,
+            *await self._see_off(service, heard),
+            *await self._welcome(service, heard, own),
+        ]
 
-    async def _hear(
-        self, service: Service, discovery: Discovery, addresses: Sequence[tuple[str, Interface]]
-    ) -> Heard:
+    async def _ask(self, service: Service, addresses: Sequence[tuple[str, Interface]]) -> Heard:
+        assert service.discovery
         config = self.config()
+        interface = config.network.private_interface or ""
         vips = {vip.ip for each in config.services for vip in each.vips}
         where = networks(service, config)
         asked = questions(
-            config.network.private_interface or "",
-            [each for each in addresses if each[1].ip not in vips],
-            where,
-            config.network.broadcast,
+            interface, [each for each in addresses if each[1].ip not in vips], where, config.network.broadcast
         )
         sources = {question.source.version for question in asked}
-        without = [str(network) for network in where if network.version not in sources]
-        heard = await self.hear(asked, min(_ANSWER_S, discovery.interval_s))
-        faults = list(heard.faults)
-        if without:
-            faults.append(f"{config.network.private_interface} has no address in {', '.join(without)}")
-        self._hindered(service, "; ".join(faults))
-        return heard._replace(whole=heard.whole and not faults)
+        without = ", ".join(str(network) for network in where if network.version not in sources)
+        heard = await self.hear(asked, min(_ANSWER_S, service.discovery.interval_s))
+        if not without:
+            return heard
+        return Heard(heard.answered, False, (*heard.faults, f"{interface} has no address in {without}"))
 
-    async def _see_off(self, service: Service, discovery: Discovery, heard: Heard) -> None:
-        """Let those leave that are no longer there."""
-        config = self.config()
+    async def _see_off(self, service: Service, heard: Heard) -> list[str]:
+        """Let those leave that are no longer there; what hinders that."""
+        assert service.discovery
         there = members(service)
         silent = {each for each in there if heard.whole and each not in heard.answered}
         faults = {each: fault for each in there if (fault := self.fault(service.name, each)) is not None}
         absences = self._absences.setdefault(service.name, Absences())
-        away = absences.after(there, set(there) - silent - faults.keys(), discovery.fall)
+        away = absences.after(there, set(there) - silent - faults.keys(), service.discovery.fall)
+        causes = []
         for address in there:
-            if not belongs(address, service, config):
-                await self._leave(service, address, "outside of the networks of discovery")
+            if not belongs(address, service, self.config()):
+                causes += await self._leave(service, address, "outside of the networks of discovery")
             elif address in away:
-                silence = f"no answer in {discovery.fall} rounds"
-                await self._leave(service, address, silence if address in silent else faults[address])
+                silence = f"no answer in {service.discovery.fall} rounds"
+                causes += await self._leave(
+                    service, address, silence if address in silent else faults[address]
+                )
+        return causes
 
-    async def _welcome(self, service: Service, answered: list[Address]) -> None:
-        """Let those join that serve, as long as there is room."""
-        discovery = service.discovery
-        assert discovery
-        present = next((each for each in self.config().services if each.name == service.name), service)
-        room = discovery.most - len(members(present))
-        if answered and room <= 0:
-            self._hindered(service, f"{discovery.most} machines have joined, which is the most")
-        asked = some(answered, min(room, AT_ONCE))
-        serve = await asyncio.gather(*(self._serves(service, address) for address in asked))
+    async def _welcome(self, service: Service, heard: Heard, own: Set[Address]) -> list[str]:
+        """Let those join that serve, as long as there is room; what hinders that."""
+        config = self.config()
+        # Meanwhile it may have been changed.
+        now = next((each for each in config.services if each.name == service.name), None)
+        if now is None or now.discovery is None:
+            return []
+        new = candidates(heard.answered, now, config, own)
+        room = now.discovery.most - len(members(now))
+        if new and room <= 0:
+            return [f"{now.discovery.most} machines have joined, which is the most"]
+        asked = some(new, min(room, AT_ONCE))
+        serve = await asyncio.gather(*(self._serves(now, address) for address in asked))
         for address in (each for each, good in zip(asked, serve, strict=True) if good):
-            backend = Backend(address=address, weight=discovery.weight, discovered=True)
+            backend = Backend(address=address, weight=now.discovery.weight, discovered=True)
             if refused := await self.members.add(service.name, backend):
-                self._hindered(service, f"{address} cannot join: {'; '.join(refused)}")
-                return
-            log.info(event("joined", service=service.name, backend=address, weight=discovery.weight))
+                return [f"{address} cannot join: {'; '.join(refused)}"]
+            log.info(event("joined", service=service.name, backend=address, weight=backend.weight))
+        return []
 
     async def _serves(self, service: Service, address: Address) -> bool:
         """Whether it passes the checks now."""
@@ -150,14 +164,9 @@ class Finder:
         except (LocalError, SilentError):
             return False
 
-    async def _leave(self, service: Service, address: Address, cause: str) -> None:
+    async def _leave(self, service: Service, address: Address, cause: str) -> list[str]:
+        """What hinders it."""
         if refused := await self.members.remove(service.name, address):
-            self._hindered(service, f"{address} cannot leave: {'; '.join(refused)}")
-            return
+            return [f"{address} cannot leave: {'; '.join(refused)}"]
         log.warning(event("left", service=service.name, backend=address, cause=cause))
-
-    def _hindered(self, service: Service, cause: str) -> None:
-        """Say what hinders discovery, if anything: each cause once, until it is another one."""
-        if cause and cause != self._said.get(service.name):
-            log.warning(event("discovery-hindered", service=service.name, cause=cause))
-        self._said[service.name] = cause
+        return []

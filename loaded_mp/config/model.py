@@ -16,6 +16,7 @@ from loaded_mp.fields import (
     InterfaceName,
     Listener,
     NetworkField,
+    Seconds,
     Settings,
     one_of,
 )
@@ -45,7 +46,7 @@ class Backend(Settings):
 class Discovery(Settings):
     """Machines that answer an echo to all and pass the service's checks join it; those that vanish leave."""
 
-    interval_s: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0  #: from one echo to the next
+    interval_s: Seconds = 10.0  #: from one echo to the next
     networks: tuple[NetworkField, ...] = ()  #: who is in them may join; empty: `network.backend_networks`
     allow: tuple[NetworkField, ...] = ()  #: of those, who may; empty: all
     most: int = Field(default=64, ge=1, le=1_024)  #: machines that are members at a time

@@ -225,6 +225,10 @@ class Lab:
         backend.start()
         return backend
 
+    def cut_off(self, backend: Backend) -> None:
+        """Take a backend's link away."""
+        self.switch.ip(f"link set to-{backend.name} down")
+
     def let_backends_speak(self) -> None:
         """Let every speaker say a line on each of its connections."""
         (self.folder / "speaks").touch()

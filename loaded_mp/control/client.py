@@ -5,6 +5,7 @@ import http.client
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +16,9 @@ from loaded_mp.control.address import ALLOWED_USER, LONG_TIMEOUT_S, TIMEOUT_S, c
 from loaded_mp.status import Status
 
 Answer = TypeVar("Answer")
+#: So long a command waits for a daemon that is restarting.
+RESTART_S = 10.0
+_POLL_S = 0.05
 _ONLY_ROOT = "only root may talk to the daemon; use sudo"
 
 
@@ -24,9 +28,18 @@ class ControlError(Exception):
 
 class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(self.host)
+        deadline_s = time.monotonic() + RESTART_S
+        while True:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(TIMEOUT_S)
+            try:
+                return self.sock.connect(self.host)
+            except ConnectionRefusedError:
+                # The path is there and nobody listens: at this moment one daemon becomes the next.
+                self.sock.close()
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_POLL_S)
 
     def await_answer(self, timeout_s: float, say: Callable[[], object]) -> None:
         """Wait for the answer to begin; `say` that this takes its time. Raises TimeoutError."""
@@ -92,7 +105,12 @@ def _post(
         said = answer.read()
     except PermissionError:
         raise ControlError(_ONLY_ROOT) from None
-    except (FileNotFoundError, ConnectionRefusedError):
+    except ConnectionRefusedError:
+        raise ControlError(
+            f"loaded-mp has not answered for {RESTART_S:g} s: it still starts, or it was killed and its"
+            " workers go on alone; its log says which, and a start takes them over"
+        ) from None
+    except FileNotFoundError:
         raise ControlError(
             "no loaded-mp runs in this network namespace; start it, or look in its namespace with"
             " 'ip netns exec NAME loaded-mp status'"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loaded_mp.lab.backend import Backend
-from loaded_mp.lab.daemon import Daemon
+from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIPS, Lab, Options
 from loaded_mp.lab.wait import wait_until
 
@@ -109,6 +109,10 @@ def test_three_machines_are_found_and_their_loss_is_noticed(lab: Lab) -> None:
     for vip in VIPS:
         answers = lab.answers("http", vip, 1, lab.sources(vip))
         assert {names[0] for names in answers.values()} == {each.name for each in lab.backends}
+    lab.balancer.run(loaded_mp(), "restart")
+    daemon.logged("event=handed-over")
+    is_served_by(daemon, one, two, three)
+    assert "event=joined" not in daemon.log.split("event=handed-over")[1]
     lab.switch.ip("link set to-backend2 down")
     started = time.monotonic()
     is_served_by(daemon, one, three)

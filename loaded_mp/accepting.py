@@ -25,7 +25,6 @@ _log_of_answers.addFilter(
 #: A connection whose request is not complete by then is closed; its answer has as long to be taken.
 REQUEST_S = 10.0
 _BACKLOG = 128
-_MAX_REQUEST_BYTES = 64 * 1024
 #: Until the next look where accepting failed: a descriptor may be free then.
 _FAILED_PAUSE_S = 1.0
 #: After a refusal, so that whoever knocks without end gets little of the supervisor's time.
@@ -44,6 +43,7 @@ async def serve_http(
     listeners: Sequence[socket.socket],
     most_connections: int,
     refusal: Callable[[socket.socket], str] = lambda connection: "",
+    max_request_bytes: int = 64 * 1024,
 ) -> AsyncIterator[None]:
     """Serve on bound sockets as long as the context lasts; then they are closed. The log calls it `name`.
 
@@ -51,7 +51,7 @@ async def serve_http(
     says why.
     """
     connections = _Connections(name, most_connections, refusal)
-    application = web.Application(middlewares=[connections.one_request], client_max_size=_MAX_REQUEST_BYTES)
+    application = web.Application(middlewares=[connections.one_request], client_max_size=max_request_bytes)
     application.add_routes(routes)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=_STOP_S, logger=_log_of_answers)
     await runner.setup()

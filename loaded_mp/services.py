@@ -15,7 +15,14 @@ import numpy as np
 
 from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.fields import Address
-from loaded_mp.memory.snapshot import MAX_BACKENDS, MAX_LISTENERS, MAX_SERVICES, MAX_SLOTS, MAX_VIPS
+from loaded_mp.memory.snapshot import (
+    MAX_BACKENDS,
+    MAX_LISTENERS,
+    MAX_SERVICES,
+    MAX_SLOTS,
+    MAX_VIPS,
+    MAX_WORKERS,
+)
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import MAX_ROUND
 
@@ -91,7 +98,12 @@ def queues_of(config: Config) -> range:
 
 def worker_count(config: Config) -> int:
     """How many workers a configuration asks for; by default one for each core that we may use."""
-    return config.workers or len(os.sched_getaffinity(0))
+    return config.workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+
+
+def with_workers(config: Config, workers: int) -> Config:
+    """The configuration with another number of workers."""
+    return config.model_copy(update={"workers": workers})
 
 
 class IdTable(Generic[Key]):

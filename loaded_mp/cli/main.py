@@ -24,6 +24,7 @@ _COMMANDS = {
     "reload": "Let the running daemon read its configuration again.",
     "remove": "Take a backend out while the daemon runs.",
     "restart": "Let the running daemon become the program that is installed now.",
+    "save": "Write what was changed at run time into the file.",
     "status": "Show what the running daemon does.",
     "stop": "End the running daemon and wait until it is gone.",
     "warm-up": "Compile now, so that the first start is a fast one.",

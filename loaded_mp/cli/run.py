@@ -22,8 +22,11 @@ def run(source: Source, config: Config, *, network_setup: bool, debug: bool) -> 
     config = config.model_copy(update=forced)
     start_log(config.log_level)
 
+    def load() -> Config:
+        return source.load().model_copy(update=forced)
+
     async def whole_life() -> bool:
-        return await Daemon(config, lambda: source.load().model_copy(update=forced), network_setup).run()
+        return await Daemon(config, load, network_setup, source.toml).run()
 
     try:
         return 0 if asyncio.run(whole_life()) else 1

@@ -30,7 +30,7 @@ from loaded_mp.fields import (
     one_of,
 )
 from loaded_mp.forwarding import FORWARDINGS
-from loaded_mp.memory.snapshot import Affinity
+from loaded_mp.memory.snapshot import MAX_WORKERS, Affinity
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import MAX_ROUND
 
@@ -171,7 +171,7 @@ class Config(Settings):
 
     services: tuple[Service, ...] = Field(min_length=1)
     network: NetworkSetup = NetworkSetup()
-    workers: Annotated[int, Field(ge=1, le=64)] | None = None  #: None: one for each core
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] | None = None  #: None: one for each core
     first_queue: int = Field(default=0, ge=0, le=65_535)
     first_core: Annotated[int, Field(ge=0, le=4_095)] | None = None  #: None: not pinned
     last_core: Annotated[int, Field(ge=0, le=4_095)] | None = None

@@ -29,6 +29,12 @@ class Source:
     forwarding: str | None = None  #: how every service is forwarded
     overrides: tuple[tuple[str, str, str], ...] = ()  #: name in Config, value, flag
 
+    @property
+    def toml(self) -> Path | None:
+        """The TOML file that it reads, absolute; None: it is another kind."""
+        is_toml = self.path and self.path.suffix == ".toml" and not (self.vips or self.backends)
+        return self.path.absolute() if self.path and is_toml else None
+
     def load(self) -> Config:
         """Read and check it, now. Raises ConfigError with all mistakes."""
         draft = self._draft()
@@ -50,7 +56,7 @@ class Source:
             if self.failover and self.check_port is None:
                 draft.mistakes.append(Mistake("-f", "", "expected --check-port PORT beside it"))
             return draft
-        if self.path and self.path.suffix == ".toml":
+        if self.path and self.toml:
             draft = read_toml(self.path)
             if self.failover and self.check_port is None:
                 text = "expected --check-port PORT beside it, or [service.check] in the file instead of it"

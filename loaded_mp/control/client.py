@@ -3,7 +3,6 @@
 import fcntl
 import http.client
 import os
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -43,11 +42,12 @@ class _Connection(http.client.HTTPConnection):
 
     def await_answer(self, timeout_s: float, say: Callable[[], object]) -> None:
         """Wait for the answer to begin; `say` that this takes its time. Raises TimeoutError."""
-        if select.select([self.sock], [], [], TIMEOUT_S)[0]:
-            return
-        say()
-        if not select.select([self.sock], [], [], timeout_s - TIMEOUT_S)[0]:
-            raise TimeoutError
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            say()
+            self.sock.settimeout(timeout_s - TIMEOUT_S)
+            self.sock.recv(1, socket.MSG_PEEK)
 
 
 def ask(command: str, answer_type: type[Answer], /, **arguments: object) -> Answer:

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from loaded_mp.config.model import Backend, Config
+from loaded_mp.config.saving import Unsaved
 from loaded_mp.status import Outcome, Status
 
 
@@ -18,6 +19,8 @@ class Daemon(Protocol):
     async def add(self, service: str, backend: Backend) -> Outcome: ...
 
     async def remove(self, backend: str, service: str | None) -> Outcome: ...
+
+    def unsaved(self) -> Unsaved: ...
 
     async def restart(self) -> list[str]: ...
 
@@ -49,6 +52,10 @@ class Commands:
     async def remove(self, backend: str, service: str | None = None) -> Outcome:
         """Take a backend, by name or address, out of all services or of the one that is named."""
         return await self._daemon.remove(backend, service)
+
+    async def unsaved(self) -> Unsaved:
+        """What was changed at run time, and the file that it may be written into."""
+        return self._daemon.unsaved()
 
     async def restart(self) -> list[str]:
         """Become the program anew, with the same memory and queues; what keeps the daemon from it."""

@@ -17,6 +17,8 @@ from loaded_mp.control.commands import COMMANDS, Commands
 from loaded_mp.network.errors import NetworkError
 
 _MOST_CONNECTIONS = 32
+#: A whole configuration may be sent.
+_MAX_REQUEST_BYTES = 4 << 20
 
 
 class AlreadyRunningError(Exception):
@@ -73,7 +75,7 @@ async def serve_control(control: socket.socket, commands: Commands) -> AsyncIter
         return web.json_response(body=answer)
 
     routes = [web.post("/{command}", post)]
-    async with serve_http("control", routes, [control], _MOST_CONNECTIONS, _only_root):
+    async with serve_http("control", routes, [control], _MOST_CONNECTIONS, _only_root, _MAX_REQUEST_BYTES):
         yield
 
 

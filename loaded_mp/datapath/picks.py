@@ -87,7 +87,7 @@ def _with_less_than(work: Work, service: int, weight: bool) -> int:
 @compiled
 def open_flows(work: Work, backend: int) -> int:
     """How many flows a backend has, over all workers."""
-    flows = 0
-    for worker in range(work.active.shape[0]):
+    flows = signed(work.active[-1, backend])
+    for worker in range(work.rows):
         flows += work.active[worker, backend]
     return flows

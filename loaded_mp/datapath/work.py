@@ -18,7 +18,8 @@ class Work(NamedTuple):
     snapshot: Snapshot
     table: FlowTable
     cursors: Words  #: uint64[MAX_SERVICES], the next slot of each service, all workers'
-    active: npt.NDArray[np.int64]  #: [workers + 1, MAX_BACKENDS], see SharedMemory
+    active: npt.NDArray[np.int64]  #: [MAX_WORKERS + 1, MAX_BACKENDS], see SharedMemory
+    rows: int  #: of `active` that workers use
     worker: int  #: the row of `active`
     counted: Words  #: uint64[n], by WorkerCounter
     table_counted: Words  #: uint64[n], by FlowTableCounter
@@ -36,6 +37,7 @@ def work_of(memory: SharedMemory, worker: int, now_s: int) -> Work:
         memory.table,
         memory.cursors,
         memory.active,
+        memory.rows[0],
         worker,
         memory.workers[worker],
         memory.flow_table[worker],

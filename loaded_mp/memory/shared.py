@@ -18,6 +18,7 @@ from loaded_mp.memory.segment import Field, Segment, new_segment, size_of
 from loaded_mp.memory.snapshot import (
     MAX_BACKENDS,
     MAX_SERVICES,
+    MAX_WORKERS,
     Snapshot,
     snapshot_fields,
     snapshot_from,
@@ -45,12 +46,14 @@ class SharedMemory(NamedTuple):
     snapshots: tuple[Snapshot, Snapshot]
     generation: Counters  #: uint64[1], written by the supervisor; snapshots[generation & 1] holds
     cursors: Counters  #: uint64[MAX_SERVICES], the next slot of each service, all workers'
-    stamps: Counters  #: uint64[workers, n >= len(Stamp)]
-    workers: Counters  #: uint64[workers, n >= len(WorkerCounter)]
-    flow_table: Counters  #: uint64[workers, n >= len(FlowTableCounter)]
-    backends: Counters  #: uint64[workers, MAX_BACKENDS, n >= len(BackendCounter)]
-    reasons: Counters  #: uint64[workers, n >= len(Reason)], packets
-    #: int64[workers + 1, MAX_BACKENDS], whose sum is open flows; the last row is the sweep's.
+    #: int64[1], the most workers that there were at once: only so many rows are in use.
+    rows: npt.NDArray[np.int64]
+    stamps: Counters  #: uint64[MAX_WORKERS, n >= len(Stamp)]
+    workers: Counters  #: uint64[MAX_WORKERS, n >= len(WorkerCounter)]
+    flow_table: Counters  #: uint64[MAX_WORKERS, n >= len(FlowTableCounter)]
+    backends: Counters  #: uint64[MAX_WORKERS, MAX_BACKENDS, n >= len(BackendCounter)]
+    reasons: Counters  #: uint64[MAX_WORKERS, n >= len(Reason)], packets
+    #: int64[MAX_WORKERS + 1, MAX_BACKENDS], whose sum is open flows; the last row is the sweep's.
     active: npt.NDArray[np.int64]
     notes: npt.NDArray[np.uint8]  #: [2, MAX_NOTES_BYTES], the supervisor's, see write_notes
     notes_bytes: Counters  #: uint64[2], how many of each hold
@@ -58,21 +61,28 @@ class SharedMemory(NamedTuple):
 
 
 def new_shared_memory(flows: int, workers: int) -> SharedMemory:
-    """Fresh shared memory with room for `flows` flows. Raises OSError (ENOMEM)."""
+    """Fresh shared memory with room for `flows` flows, for `workers` at first. Raises OSError (ENOMEM)."""
     return fresh_memory(flows, workers)[0]
 
 
 def fresh_memory(flows: int, workers: int) -> tuple[SharedMemory, int]:
     """As `new_shared_memory`, and the descriptor by which other processes may map it."""
-    segment = new_segment(_fields(flows, workers))
+    segment = new_segment(_fields(flows, MAX_WORKERS))
     memory = _in(segment)
+    memory.rows[0] = workers
     memory.table.secret[:] = (secrets.randbits(64), secrets.randbits(64))
     return memory, segment.descriptor
 
 
-def shared_memory_of(descriptor: int, flows: int, workers: int) -> SharedMemory:
+def shared_memory_of(descriptor: int, flows: int) -> SharedMemory:
     """The shared memory that another process made. Raises LayoutError if it is another kind, or OSError."""
-    return _in(Segment(descriptor, _fields(flows, workers)))
+    return _in(Segment(descriptor, _fields(flows, MAX_WORKERS)))
+
+
+def open_flows(memory: SharedMemory) -> npt.NDArray[np.int64]:
+    """How many flows each backend has, int64[MAX_BACKENDS] by backend id."""
+    counted: npt.NDArray[np.int64] = memory.active[: memory.rows[0]].sum(axis=0) + memory.active[-1]
+    return counted
 
 
 def write_notes(memory: SharedMemory, notes: bytes) -> None:
@@ -90,7 +100,7 @@ def read_notes(memory: SharedMemory) -> bytes:
 
 
 def memory_bytes(flows: int, workers: int) -> int:
-    """What `new_shared_memory` takes at the most, in bytes."""
+    """What `new_shared_memory` takes at the most while there are so many workers, in bytes."""
     return size_of(_fields(flows, workers))
 
 
@@ -102,6 +112,7 @@ def _in(segment: Segment) -> SharedMemory:
         (snapshot_from(arrays, "even_"), snapshot_from(arrays, "odd_")),
         arrays["generation"],
         arrays["cursors"],
+        arrays["rows"],
         arrays["stamps"],
         arrays["workers"],
         arrays["flow_table"],
@@ -127,6 +138,7 @@ def _fields(flows: int, workers: int) -> list[Field]:
         Field("secret", np.uint64, (2,)),
         Field("generation", np.uint64, (1,)),
         Field("cursors", np.uint64, (MAX_SERVICES,)),
+        Field("rows", np.int64, (1,)),
         counted("stamps", Stamp),
         counted("workers", WorkerCounter),
         counted("flow_table", FlowTableCounter),

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from loaded_mp.memory.segment import Field
 
+#: Rows of what each worker counts; those that nobody uses take no pages.
+MAX_WORKERS = 64
 MAX_SERVICES = 2048
 MAX_VIPS = 4096
 MAX_LISTENERS = 8192

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
+from pathlib import Path
 
 from loaded_mp.checks.runner import Result, Target, Targets
 from loaded_mp.config.model import Config, Service
+from loaded_mp.config.saving import Unsaved
 from loaded_mp.fields import Address
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
@@ -39,6 +41,21 @@ class Backends:
         """
         return self._ids.expand(config, before)
 
+    def unsaved(self, file: Path | None) -> Unsaved:
+        """What people changed at run time; `file`: where the configuration comes from."""
+        return Unsaved(
+            file=file,
+            added=tuple(
+                (name, each) for (name, _), each in self.overlay.added.items() if not each.discovered
+            ),
+            removed=tuple(self.overlay.removed),
+            weights=tuple(
+                (part.service.name, part.backends[number].address, weight)
+                for number, part in self.services.part_of.items()
+                if (weight := self.states[number].weight) is not None and not part.backends[number].discovered
+            ),
+        )
+
     def imagined(self, config: Config) -> Services:
         """As `expand`, but no number is given out. Raises TooLargeError."""
         return deepcopy(self._ids).expand(config, self.services)
@@ -49,7 +66,7 @@ class Backends:
         for number in services.part_of.keys() - self.states.keys():
             part = services.part_of[number]
             self.states[number] = _first_state(part.service, part.id in self._running)
-            self._memory.backends[:, number] = 0
+            self._memory.backends[: self._memory.rows[0], number] = 0
             self._memory.active[:, number] = 0
         for number, part in self.services.part_of.items():
             self._forwarding[number] = FORWARDINGS[part.service.forwarding]

@@ -40,6 +40,8 @@ class Child:
     restarts: int = 0
     pause_s: float = 0.0  #: before the next start
     due_s: float = 0.0  #: when the next start is due
+    taking_over: bool = False  #: another served its queue before, and may have left packets undecided
+    leaving: bool = False  #: it is not replaced
 
 
 class Children:
@@ -60,26 +62,37 @@ class Children:
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._watched_s = clock()
-        self._stopping = False
-        self._taking_over = False
         self.children = [Child(place) for place in places]
 
     def running(self) -> list[int]:
         """The numbers of the workers that have a process."""
         return [child.place.number for child in self.children if child.pid]
 
-    async def start(self, taking_over: bool = False) -> None:
-        """Fork all workers and wait until each has been heard of. Raises StartError.
+    async def start(self) -> None:
+        """Fork all workers and wait until each has been heard of. Raises StartError."""
+        await self._come_up(self.children)
+
+    async def join(self, places: Sequence[Place], taking_over: bool = False) -> None:
+        """Fork workers for more places and wait until each has been heard of. Raises StartError.
 
         `taking_over`: others served their queues before, and may have left packets undecided.
         """
-        self._taking_over = taking_over
-        for child in self.children:
+        joining = [Child(place, taking_over=taking_over) for place in places]
+        self.children += joining
+        await self._come_up(joining)
+
+    async def leave(self, stay: int) -> None:
+        """Let the workers behind the first `stay` serve what waits, then end them, in a bounded time."""
+        await self._end(self.children[stay:])
+        del self.children[stay:]
+
+    async def _come_up(self, children: Sequence[Child]) -> None:
+        for child in children:
             self._fork(child)
         deadline_s = self._clock() + _START_TIMEOUT_S
-        while not all(child.pid and self._heard_s(child) >= child.started_s for child in self.children):
+        while not all(child.pid and self._heard_s(child) >= child.started_s for child in children):
             self.look()
-            if any(child.restarts for child in self.children) or self._clock() > deadline_s:
+            if any(child.restarts for child in children) or self._clock() > deadline_s:
                 raise StartError("the workers do not come up; the lines above say why")
             await asyncio.sleep(0.005)
         self._watched_s = self._clock()
@@ -99,7 +112,7 @@ class Children:
         self._watched_s = now_s
         for child in self.children:
             if not child.pid:
-                if now_s >= child.due_s:
+                if now_s >= child.due_s and not child.leaving:
                     self._fork(child)
             elif not late and now_s - max(self._heard_s(child), child.started_s) > HANG_S:
                 log.error(event("worker-hangs", worker=child.place.number, pid=child.pid, silent_s=HANG_S))
@@ -116,14 +129,17 @@ class Children:
 
     async def stop(self) -> None:
         """Let the workers serve what waits, then end them, all within a bounded time."""
-        self._stopping = True
-        for child in self.children:
+        await self._end(self.children)
+
+    async def _end(self, children: Sequence[Child]) -> None:
+        for child in children:
+            child.leaving = True
             if child.pid:
                 os.kill(child.pid, signal.SIGTERM)
         deadline_s = self._clock() + DRAIN_S + 1
-        while any(child.pid for child in self.children):
+        while any(child.pid for child in children):
             if self._clock() > deadline_s:
-                for child in self.children:
+                for child in children:
                     if child.pid:
                         log.error(event("worker-killed", worker=child.place.number, pid=child.pid))
                         os.kill(child.pid, signal.SIGKILL)
@@ -137,7 +153,7 @@ class Children:
     def _ended(self, child: Child, code: int) -> None:
         lived_s = self._clock() - child.started_s
         pid, child.pid = child.pid, 0
-        if self._stopping:
+        if child.leaving:
             return
         child.restarts += 1
         if lived_s >= _SOUND_S:
@@ -160,7 +176,7 @@ class Children:
     def _fork(self, child: Child) -> None:
         # Rounded down: the heartbeat is in whole milliseconds.
         child.started_s = int(self._clock() * 1000) / 1000
-        replacing = child.restarts > 0 or self._taking_over
+        replacing = child.restarts > 0 or child.taking_over
         try:
             child.pid = os.fork()
         except OSError as error:  # too many processes, or no memory: that may pass

@@ -6,23 +6,23 @@ import logging
 import signal
 import socket
 from collections.abc import Coroutine, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 from loaded_mp import worker
 from loaded_mp.checks.runner import Result, Runner
 from loaded_mp.config.model import Backend, Config
+from loaded_mp.config.saving import Unsaved
 from loaded_mp.control.commands import Commands
 from loaded_mp.control.server import control_socket, serve_control
-from loaded_mp.datapath.queue import Queue
 from loaded_mp.discovery.finder import Finder
 from loaded_mp.fields import Interface
 from loaded_mp.log import event
-from loaded_mp.memory.shared import Stamp, fresh_memory, memory_bytes
+from loaded_mp.memory.shared import fresh_memory, memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.links import read_links
-from loaded_mp.services import worker_count
+from loaded_mp.services import with_workers, worker_count
 from loaded_mp.status import Outcome, Status
 from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.accounting import Accounting
@@ -42,10 +42,11 @@ from loaded_mp.supervisor.handover import (
 )
 from loaded_mp.supervisor.network_setup import NetworkSetup
 from loaded_mp.supervisor.observation import Observation
+from loaded_mp.supervisor.pool import Pool
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.reload import Load, RefusedError, Reload, read_again
 from loaded_mp.supervisor.report import Report
-from loaded_mp.supervisor.start import clear_up, cores_of, prepare_code, shorten_slices
+from loaded_mp.supervisor.start import clear_up, prepare_code, shorten_slices
 from loaded_mp.supervisor.state import Change
 from loaded_mp.supervisor.sweep import Count, Expire, Sweeper
 from loaded_mp.supervisor.tracking import Tracking
@@ -61,11 +62,15 @@ _ANSWER_S = 0.2
 class Daemon:
     """One supervisor with its workers. Raises what makes a start impossible, before anything was changed."""
 
-    def __init__(self, config: Config, load: Load, network_setup: bool) -> None:
-        """`load` reads the configuration again for a reload; it raises ConfigError."""
+    def __init__(self, config: Config, load: Load, network_setup: bool, file: Path | None = None) -> None:
+        """`load` reads the configuration again for a reload; it raises ConfigError.
+
+        `file`: the TOML file that it reads, absolute; None: it is another kind.
+        """
         self._config = config  #: of the start
         self._load = load
         self._network_setup = network_setup
+        self._file = file
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._children: Children | None = None
@@ -78,8 +83,12 @@ class Daemon:
         self._adopted = adopt(handed, config) if handed else None
         if self._adopted:
             self.memory, self._memory_descriptor = self._adopted.memory, self._adopted.descriptor
+            if (workers := len(self._adopted.queues)) != worker_count(config):
+                self._config = config = with_workers(config, workers)
+                self._hangup.set()  # the first reload brings it to what the configuration says
         else:
             self.memory, self._memory_descriptor = fresh_memory(config.flows, worker_count(config))
+        self.pool = Pool(self.memory, self._memory_descriptor, config)
         self.publisher = Publisher(self.memory, self._running)
         self.backends = Backends(self.memory, config, self._adopted)
         self.changes = Changes(self.backends, self.publisher)
@@ -100,6 +109,7 @@ class Daemon:
             self.sweeper,
             self.accounting,
             self.network,
+            self.pool,
         )
         self.finder = Finder(
             lambda: self.backends.services.config,
@@ -130,7 +140,8 @@ class Daemon:
             self._begin(handed)
             if not self._adopted:
                 await clear_up(handed)
-            queues = self._open_queues(stack)
+            stack.callback(self.pool.close)
+            self.pool.bind(self._config, self._adopted.queues if self._adopted else {})
             try:
                 async with asyncio.timeout(_STAMP_TIMEOUT_S):
                     await self.publisher.publish(self.backends.fill)
@@ -138,7 +149,7 @@ class Daemon:
                 self.changes.tell()
             self.backends.note()
             prepare_code(self.memory)
-            children = await self._start_workers(stack, queues)
+            children = await self._start_workers(stack)
             await self._unless_stopped(
                 self.network.make(self.backends.services, taken_over=self._adopted is not None)
             )
@@ -147,25 +158,9 @@ class Daemon:
         log.info(event("stopped"))
         return self._taken_back
 
-    def _open_queues(self, stack: contextlib.AsyncExitStack) -> list[Queue]:
-        queues = []
-        for number in self.backends.services.queues:
-            if self._adopted:
-                queues.append(Queue.inherited(number, self._adopted.queues[number]))
-            else:
-                queues.append(Queue(number, self._config.queue_length))
-            stack.callback(queues[-1].close)
-        return queues
-
-    async def _start_workers(self, stack: contextlib.AsyncExitStack, queues: list[Queue]) -> Children:
+    async def _start_workers(self, stack: contextlib.AsyncExitStack) -> Children:
         worker.warn_of_shared(self._config.user)
-        places = [
-            worker.Place(
-                number, queue.number, queue.descriptor, self._memory_descriptor, core, self._config.user
-            )
-            for number, (queue, core) in enumerate(zip(queues, cores_of(self._config), strict=True))
-        ]
-        self._children = children = Children(places, partial(worker.run, self.memory), self._heartbeat_s)
+        self._children = children = self.pool.children
         self._handle_signals(children)
         shorten_slices()
         stack.push_async_callback(self._end, children)
@@ -173,16 +168,13 @@ class Daemon:
             log.info(event("handed-over", workers=len(self._adopted.workers)))
             for pid in self._adopted.workers:
                 end(pid)
-        await children.start(taking_over=self._adopted is not None)
+        await self.pool.start(self._config, taking_over=self._adopted is not None)
         return children
 
     def _running(self) -> list[int]:
         if self._children:
             return self._children.running()
-        return list(range(worker_count(self._config))) if self._adopted else []
-
-    def _heartbeat_s(self, number: int) -> float:
-        return float(self.memory.stamps[number, Stamp.HEARTBEAT_MS]) / 1000
+        return list(range(len(self._adopted.queues))) if self._adopted else []
 
     def _handle_signals(self, children: Children) -> None:
         loop = asyncio.get_running_loop()
@@ -301,6 +293,10 @@ class Daemon:
             where = f" in service {service!r}" if service else ""
             return Outcome(mistakes=(f"there is no backend {backend!r}{where}; see 'loaded-mp status'",))
         return await self._reload.remove_all(keys)
+
+    def unsaved(self) -> Unsaved:
+        """What was changed at run time, and the file that it may be written into."""
+        return self.backends.unsaved(self._file)
 
     async def restart(self) -> list[str]:
         """Become the program anew, as its files are now, while workers go on; what keeps it from that."""

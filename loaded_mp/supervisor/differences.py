@@ -13,17 +13,22 @@ from loaded_mp.services import Part, Services
 #: Of tables that have lines of their own, or are too long for one.
 _TABLES = ("services", "network", "backends", "checks")
 _MOST_LISTED = 4
+_MOST_LINES = 200
 
 
 def service_differences(before: Services, after: Services, flows: Mapping[int, int]) -> Iterator[str]:
-    """Settings, services and backends; `flows` are those in the flow table by backend id."""
+    """Settings, services and backends, and in the last line what becomes of flows.
+
+    `flows` are those in the flow table by backend id.
+    """
     yield from _settings("", before.config, after.config)
     yield from _settings("network.", before.config.network, after.config.network)
-    held = {part.id: part for part in before.parts}
+    names = {part.id: part.service.name for part in before.parts}
+    gone = dict(before.by_name)
     stay = {part.id for part in after.parts if part.backends}
     fates: Counter[str] = Counter()
     for name, now in after.by_name.items():
-        was = [held.pop(part.id) for part in now if part.id in held]
+        was = gone.pop(next((names[part.id] for part in now if part.id in names), ""), ())
         if not was:
             yield f"service {name} joins: {_several(len(now[0].service.backends), 'backend')}"
             continue
@@ -34,11 +39,10 @@ def service_differences(before: Services, after: Services, flows: Mapping[int, i
                 fates[fate] += count
                 yield f"service {name}: backend {_name(part.backends[number])} leaves: {_flows(count, fate)}"
         yield from _backends(name, was, now)
-    for name, gone in before.by_name.items():
-        if all(part.id in held for part in gone):
-            count = sum(flows.get(number, 0) for _, number in _backends_of(gone))
-            fates["end"] += count
-            yield f"service {name} leaves: {_flows(count, 'end')}"
+    for name, parts in gone.items():
+        count = sum(flows.get(number, 0) for _, number in _backends_of(parts))
+        fates["end"] += count
+        yield f"service {name} leaves: {_flows(count, 'end')}"
     yield f"flows: {fates['move']:,} move, {fates['end']:,} end"
 
 
@@ -59,6 +63,12 @@ def rule_differences(before: Sequence[Change], after: Sequence[Change]) -> Itera
         yield f"rules of {chain.thing}: {count}"
     yield from (f"{each.thing}: goes" for each in before if _alone(each) and each.command not in wanted)
     yield from (f"{each.thing}: comes" for each in after if _alone(each) and each.command not in there)
+
+
+def bounded(lines: Sequence[str]) -> list[str]:
+    """So many of the lines as people read, and how many there are more."""
+    more = len(lines) - _MOST_LINES
+    return [*lines[:_MOST_LINES], f"and {more:,} more"] if more > 0 else list(lines)
 
 
 def settings(keys: Sequence[str], before: Config, after: Config) -> list[str]:

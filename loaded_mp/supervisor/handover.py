@@ -36,7 +36,7 @@ from loaded_mp.memory.shared import (
     write_notes,
 )
 from loaded_mp.network.queues import read_queues
-from loaded_mp.services import Family, Ids, queues_of, worker_count
+from loaded_mp.services import Family, Ids, queues_of, with_workers
 from loaded_mp.status import Wanted
 from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.orphans import orphans
@@ -132,12 +132,17 @@ class Adopted:
 def adopt(handed: Inherited, config: Config) -> Adopted | None:
     """What can go on with a configuration; None, and a line in the log, if it is another kind of memory."""
     try:
-        memory = shared_memory_of(handed.memory, config.flows, worker_count(config))
+        memory = shared_memory_of(handed.memory, config.flows)
     except (LayoutError, OSError) as error:
         _say_refused(str(error))
         return None
     noted = read_state(memory)
-    if noted is None or sorted(handed.queues) != list(queues_of(config)):
+    workers = len(handed.queues)  # a reload brings it to what the configuration says
+    if (
+        noted is None
+        or not workers
+        or sorted(handed.queues) != list(queues_of(with_workers(config, workers)))
+    ):
         _say_refused("the queues are others" if noted else "nothing was noted in the shared memory")
         return None
     return Adopted(memory, handed.memory, *noted, handed.queues, handed.workers)

@@ -72,7 +72,7 @@ class Observation:
     def look(self, parts: Collection[Part], now_s: float) -> None:
         """Look once at the backends of these parts."""
         ids = [number for part in parts for number in part.backends]
-        table = self._memory.backends[:, ids].sum(axis=0)
+        table = self._memory.backends[: self._memory.rows[0], ids].sum(axis=0)
         counts = dict(zip(ids, table, strict=True))
         self._seen = {number: self._seen.get(number) or Seen(counts[number]) for number in ids}
         for part in parts:

@@ -10,9 +10,10 @@ from loaded_mp.checks.runner import Runner
 from loaded_mp.config.bounded import load_bounded
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Backend, Config
+from loaded_mp.datapath.queue import QueueError
 from loaded_mp.fields import Address
 from loaded_mp.log import event, set_level
-from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.memory.shared import SharedMemory, open_flows
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.services import BackendKey, TooLargeError
 from loaded_mp.status import Outcome
@@ -20,9 +21,11 @@ from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
-from loaded_mp.supervisor.differences import service_differences, settings
+from loaded_mp.supervisor.children import StartError
+from loaded_mp.supervisor.differences import bounded, service_differences, settings
 from loaded_mp.supervisor.network_setup import NetworkSetup
 from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
+from loaded_mp.supervisor.pool import Pool
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.state import Stops
 from loaded_mp.supervisor.sweep import Forget, Sweeper
@@ -31,7 +34,6 @@ log = logging.getLogger(__name__)
 
 #: What only a restart can change, as it sizes or places what runs already.
 _FIXED = (
-    "workers",
     "first_queue",
     "first_core",
     "last_core",
@@ -65,6 +67,7 @@ class Reload:
     sweeper: Sweeper
     accounting: Accounting
     network: NetworkSetup
+    pool: Pool
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  #: held meanwhile
 
     async def reload(self, dry_run: bool = False) -> Outcome:
@@ -129,23 +132,21 @@ class Reload:
     async def _take_over(self, config: Config, overlay: Overlay) -> Outcome:
         outcome = await self._compare(config)
         if outcome.needs_restart:
-            log.warning(
-                event(
-                    "restart-needed",
-                    settings="; ".join(outcome.needs_restart),
-                    effect="these keep their values",
-                )
-            )
+            kept = "; ".join(outcome.needs_restart)
+            log.warning(event("restart-needed", settings=kept, effect="these keep their values"))
         if outcome.changes:
             try:
                 await self._run_with(self._possible(config))
-            except (TooLargeError, NetworkError) as error:
+            except (TooLargeError, NetworkError, QueueError, StartError) as error:
                 raise RefusedError(str(error)) from error
+            set_level(config.log_level)
+            self.checks.update(self.backends.targets())
+            for change in outcome.changes:
+                log.info(event("changed", what=change))
+            log.info(event("reloaded", services=len(config.services), generation=self.publisher.generation))
+        else:
+            log.info(event("reloaded", changed="nothing"))
         self.backends.overlay = overlay
-        for change in outcome.changes or ("nothing",):
-            log.info(event("reloaded", changed=change))
-        set_level(config.log_level)
-        self.checks.update(self.backends.targets())
         await self._release_removed()
         self.backends.note()
         return outcome
@@ -166,16 +167,20 @@ class Reload:
             rules = self.network.differences(await self.network.planned(after))
         except (TooLargeError, NetworkError) as error:
             raise RefusedError(str(error)) from error
-        flows = dict(enumerate(self.memory.active.sum(axis=0).tolist()))
-        changes = (*service_differences(before, after, flows), *rules)
-        return Outcome(changes=changes, needs_restart=needs_restart)
+        flows = dict(enumerate(open_flows(self.memory).tolist()))
+        *lines, summary = service_differences(before, after, flows)
+        return Outcome(changes=(*bounded([*lines, *rules]), summary), needs_restart=needs_restart)
 
     async def _run_with(self, config: Config) -> None:
-        """Take over a configuration. Raises TooLargeError or NetworkError; then all is as it was."""
+        """Take over a configuration.
+
+        Raises TooLargeError, NetworkError, QueueError or StartError; then all is as it was.
+        """
         before = self.backends.services
         after = self.backends.expand(config, before)
         try:
             planned = await self.network.planned(after)
+            await self.pool.grow(config)
             await self.changes.say_goodbye(self._served(before.part_of.keys() - after.part_of.keys()))
             self.backends.configure(after)
             await self.publisher.publish(self.backends.fill)
@@ -185,12 +190,14 @@ class Reload:
             self.backends.configure(self.backends.expand(before.config, after))
             self.backends.stop(before.part_of, Stops.NOT)
             await self.publisher.publish(self.backends.fill)
+            await self.pool.shrink(before.config)
             raise
+        await self.pool.shrink(config)
 
     def _served(self, backends: Iterable[int]) -> list[int]:
         """Those of the backends that have flows."""
-        open_flows = self.memory.active.sum(axis=0)
-        return [number for number in backends if open_flows[number] > 0]
+        flows = open_flows(self.memory)
+        return [number for number in backends if flows[number] > 0]
 
     async def _release_removed(self) -> None:
         removed = self.backends.removed()

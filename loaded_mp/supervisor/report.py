@@ -100,7 +100,9 @@ class Report:
             cause=state.cause,
             certificate_expires_s=state.certificate_expires_s,
             flows=int(self.flows.counts[number]),
-            counters=_counts(BackendCounter, self.memory.backends[:, number].sum(axis=0), forwarded),
+            counters=_counts(
+                BackendCounter, self.memory.backends[: self.memory.rows[0], number].sum(axis=0), forwarded
+            ),
         )
 
     def _worker(self, child: Child, queue: QueueStatus | None) -> WorkerStatus:

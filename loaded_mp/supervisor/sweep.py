@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, count, expire, forget
 from loaded_mp.memory.counters import BackendCounter
-from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.memory.shared import SharedMemory, open_flows
 from loaded_mp.memory.snapshot import MAX_BACKENDS
 
 #: Seldom enough that the workers, whose cores it may take for a moment, do not show it in their latency.
@@ -105,11 +105,11 @@ class Count:
         self._memory.active[-1] += drift(self._open, self._open_flows(), new, self.counts[:MAX_BACKENDS])
 
     def _open_flows(self) -> Longs:
-        open_flows: Longs = self._memory.active.sum(axis=0)
-        return open_flows
+        return open_flows(self._memory)
 
     def _new_flows(self) -> Longs:
-        new: Longs = self._memory.backends[:, :, BackendCounter.NEW_FLOWS].sum(axis=0).astype(np.int64)
+        counted = self._memory.backends[: self._memory.rows[0], :, BackendCounter.NEW_FLOWS]
+        new: Longs = counted.sum(axis=0).astype(np.int64)
         return new
 
 

@@ -126,14 +126,31 @@ def test_many_hand_overs_leave_what_one_leaves(lab: Lab) -> None:
     daemon.stop()
 
 
+@pytest.mark.parametrize("again", [restart, kill_and_start])
+def test_another_number_of_workers_goes_on(lab: Lab, again: Callable[[Lab, Daemon], Daemon]) -> None:
+    path = lab.folder / f"number-{again.__name__}.toml"
+    path.write_text(lab.config(workers=2))
+    daemon = lab.start_daemon("-c", str(path)).ready()
+    clients = [Clients(lab, vip) for vip in VIPS]
+    for workers in (3, 1):
+        path.write_text(lab.config(workers=workers))
+        daemon = again(lab, daemon)
+        wait_until(lambda: len(daemon.status().workers) == workers, f"{workers} workers")  # noqa: B023
+    lab.let_backends_speak()
+    for each in clients:
+        each.all_served()
+    assert "event=started-afresh" not in daemon.log
+    daemon.stop()
+
+
 def test_what_does_not_fit_is_started_afresh_and_said(lab: Lab) -> None:
     path = lab.folder / "fits.toml"
     path.write_text(lab.config(workers=2))
     daemon = lab.start_daemon("-c", str(path)).ready()
-    path.write_text(lab.config(workers=3))
+    path.write_text(lab.config(workers=2, top="flows = 4096"))
     restart(lab, daemon)
     assert "event=started-afresh" in daemon.log
-    assert len(daemon.status().workers) == 3
+    assert daemon.status().flow_table.capacity == 4096
     assert "error" not in str(lab.answers("http", VIPS[0], 1, lab.sources4))
     daemon.stop()
 

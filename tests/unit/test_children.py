@@ -96,8 +96,23 @@ def test_a_start_that_fails_is_said() -> None:
     made.silent = {0: 0.0, 1: 0.0}
     with pytest.raises(StartError):
         made.start()
-    made.children._stopping = True
+    for child in made.children.children:
+        child.leaving = True
     made.close()
+
+
+def test_workers_join_and_leave_while_the_others_go_on(world: World) -> None:
+    world.start()
+    pids = world.pids
+    places = [child.place for child in world.children.children]
+    joining = [Place(n, n, world.nowhere, world.nowhere, None, "nobody") for n in (2, 3)]
+    asyncio.run(world.children.join(joining))
+    assert world.pids[:2] == pids
+    assert world.children.running() == [0, 1, 2, 3]
+    asyncio.run(world.children.leave(1))
+    assert world.pids == pids[:1]
+    world.children.look()
+    assert [child.place for child in world.children.children] == places[:1]
 
 
 def test_back_off_grows_and_is_forgotten(world: World, caplog: pytest.LogCaptureFixture) -> None:

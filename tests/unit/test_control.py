@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
 from types import NoneType
 from typing import IO, TypeVar
@@ -14,6 +15,7 @@ import pytest
 from test_metrics import STATUS
 
 from loaded_mp.config.model import Backend, Config
+from loaded_mp.config.saving import Unsaved
 from loaded_mp.config.toml import parse_toml
 from loaded_mp.control import client, server
 from loaded_mp.control.client import ControlError, ask, ask_for_long
@@ -23,6 +25,14 @@ from loaded_mp.network.errors import NetworkError
 from loaded_mp.status import Outcome, Status
 
 Result = TypeVar("Result")
+
+
+UNSAVED = Unsaved(
+    file=Path("/etc/f.toml"),
+    added=(("web", Backend.model_validate({"address": "10.0.0.9"})),),
+    removed=(("web", ip_address("fd00::1")),),
+    weights=(("web", ip_address("10.0.0.1"), 7),),
+)
 
 
 class Daemon:
@@ -45,6 +55,9 @@ class Daemon:
 
     async def remove(self, backend: str, service: str | None) -> Outcome:
         return Outcome(changes=(f"{backend} {service}",))
+
+    def unsaved(self) -> Unsaved:
+        return UNSAVED
 
     async def restart(self) -> list[str]:
         return self._mistakes
@@ -97,6 +110,10 @@ def test_backends_come_and_go_by_name() -> None:
     assert said.changes == ("web 10.0.0.9 3",)
     assert served(lambda: ask("remove", Outcome, backend="web1")).changes == ("web1 None",)
     assert served(lambda: ask("remove", Outcome, backend="web1", service="web")).changes == ("web1 web",)
+
+
+def test_what_is_not_saved_arrives_as_it_was() -> None:
+    assert served(lambda: ask("unsaved", Unsaved)) == UNSAVED
 
 
 def test_a_configuration_arrives_as_it_was() -> None:

@@ -8,7 +8,7 @@ from building import service
 from loaded_mp.config.model import Config, NetworkSetup, Service
 from loaded_mp.network.changes import AddAddress, AddChain, Change
 from loaded_mp.services import Ids
-from loaded_mp.supervisor.differences import rule_differences, service_differences, settings
+from loaded_mp.supervisor.differences import bounded, rule_differences, service_differences, settings
 
 VIPS4 = ["192.0.2.10"]
 WEB = {"10.0.0.1": 1, "10.0.0.2": 1}
@@ -83,6 +83,11 @@ def test_what_needs_a_restart() -> None:
     before, after = (Config(services=(OLD,), flows=flows, user="x") for flows in (1_024, 2_048))
     assert settings(("flows", "user"), before, after) == ["flows: 1024 -> 2048"]
     assert settings(("user",), before, after) == []
+
+
+def test_so_many_lines_as_people_read() -> None:
+    assert bounded(["x"] * 200) == ["x"] * 200
+    assert bounded(["x"] * 1_300) == [*["x"] * 200, "and 1,100 more"]
 
 
 def chain(*rules: str) -> AddChain:

@@ -16,7 +16,9 @@ from loaded_mp.discovery.echo import Heard, Question, questions
 from loaded_mp.discovery.finder import AT_ONCE, Finder
 from loaded_mp.discovery.found import Absences, some
 from loaded_mp.fields import Address, Interface
+from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.network.errors import NetworkError
+from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
 
 OWN = [
@@ -284,3 +286,13 @@ def test_an_overlay_of_the_discovered_needs_no_other_backend() -> None:
     overlay = Overlay().adding("web", backend)
     assert overlay.over(config()).services[0].backends == (backend,)
     assert overlay.removing("web", backend.address).over(config()).services[0].backends == ()
+
+
+def test_who_was_discovered_is_not_saved() -> None:
+    backends = Backends(new_shared_memory(1_024, 1), config(["10.0.0.9"]))
+    operators, found = (
+        Backend(address=ip_address("10.0.0.1")),
+        Backend(address=ip_address("10.0.0.2"), discovered=True),
+    )
+    backends.overlay = Overlay().adding("web", operators).adding("web", found)
+    assert backends.unsaved(None).added == (("web", operators),)

@@ -16,7 +16,7 @@ from loaded_mp.lab.wait import wait_until
 from loaded_mp.status import Outcome
 
 SOURCES = 40
-RELOADS = 9
+RELOADS = 6
 
 
 @pytest.fixture(scope="module")

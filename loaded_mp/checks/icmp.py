@@ -3,14 +3,23 @@
 import os
 import socket
 import struct
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from loaded_mp.checks.check import Check, Finding
 from loaded_mp.checks.datagram import asked
 from loaded_mp.fields import Address
 
-#: Protocol, type of a request and of a reply (RFC 792, RFC 4443).
-_ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}
+
+class _Echo(NamedTuple):
+    """Numbers of a family's echo."""
+
+    protocol: int
+    request: int  #: type
+    reply: int
+
+
+#: RFC 792, RFC 4443.
+_ECHO = {4: _Echo(socket.IPPROTO_ICMP, 8, 0), 6: _Echo(socket.IPPROTO_ICMPV6, 128, 129)}
 _HEADER = struct.Struct("!BBHHH")
 
 
@@ -21,16 +30,11 @@ class IcmpCheck(Check):
 
     async def attempt(self, address: Address) -> Finding:
         """Serves if it echoes what was sent."""
-        protocol, request, reply = _ECHO[address.version]
         text = os.urandom(16)  # tells our replies from those to others
-        packet = _HEADER.pack(request, 0, 0, 0, 0) + text
-        if address.version == 4:  # the kernel fills in the checksum of ICMPv6 only
-            packet = _HEADER.pack(request, 0, _checksum(packet), 0, 0) + text
-        async with asked(address, 0, packet, protocol) as answered:
+        request = echo_request(address.version, text)
+        async with asked(address, 0, request, _ECHO[address.version].protocol) as answered:
             while True:
-                data = await answered()
-                start = (data[0] & 15) * 4 if address.version == 4 else 0  # raw IPv4 gives its header too
-                if data[start : start + 1] == bytes([reply]) and data[start + _HEADER.size :] == text:
+                if is_echo(address.version, await answered(), text):
                     return Finding(said="echoed")
 
     def question(self, address: Address) -> str:
@@ -39,6 +43,21 @@ class IcmpCheck(Check):
 
     def __str__(self) -> str:
         return "ICMP echo"
+
+
+def echo_request(version: int, text: bytes) -> bytes:
+    """An echo request of IPv4 or IPv6 with a text of an even length, for a raw socket."""
+    request = _ECHO[version].request
+    packet = _HEADER.pack(request, 0, 0, 0, 0) + text
+    if version == 4:  # the kernel fills in the checksum of ICMPv6 only
+        packet = _HEADER.pack(request, 0, _checksum(packet), 0, 0) + text
+    return packet
+
+
+def is_echo(version: int, data: bytes, text: bytes) -> bool:
+    """Whether what a raw socket gave is the reply to the request with this text."""
+    start = (data[0] & 15) * 4 if version == 4 else 0  # raw IPv4 gives its header too
+    return data[start : start + 1] == bytes([_ECHO[version].reply]) and data[start + _HEADER.size :] == text
 
 
 def _checksum(packet: bytes) -> int:

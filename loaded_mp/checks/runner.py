@@ -187,7 +187,7 @@ class Runner:
         clock = asyncio.get_running_loop().time
         started_s = clock()
         try:
-            finding = await self._attempt(target)
+            finding = await self.attempt(target)
         except LocalError as error:
             self._say_hindered(target.check.type, str(error))
             return None
@@ -197,7 +197,8 @@ class Runner:
         self._silent.discard(target)
         return Result(target, finding, started_s, clock() - started_s, started_s - due_s)
 
-    async def _attempt(self, target: Target) -> Finding:
+    async def attempt(self, target: Target) -> Finding:
+        """What one attempt finds, a fault included. Raises LocalError and SilentError as a check does."""
         check, clock = target.check, asyncio.get_running_loop().time
         started_s = clock()
         try:

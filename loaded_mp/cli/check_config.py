@@ -24,6 +24,8 @@ def command(load: Callable[[], Config]) -> None:
             click.echo(f"  backend {backend.address}{name} weight {backend.weight}")
         for check in service.checks:
             click.echo(f"  check: {check} every {check.interval_s:g} s, rise {check.rise}, fall {check.fall}")
+        if service.discovery:
+            click.echo(f"  discovery: {service.discovery}")
         if len(service.checks) > 1:
             click.echo(f"  {service.checks_needed} of the checks must pass")
         if not service.checks:

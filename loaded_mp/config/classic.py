@@ -2,18 +2,23 @@
 
 They are never executed. An assignment is `NAME=value` at the beginning of a line, without spaces around `=`.
 A shell would go by the last assignment of a name, and so does this reader; `server4`, `server6` and `NS` may
-be repeated. Rules that send packets to the queue say what is answered (`queue_rules.py`). Whatever else is in
-the script is passed over.
+be repeated. `VIP4` and `VIP6` must not, as the second would look like one more. Rules that send packets to
+the queue say what is answered (`queue_rules.py`). Whatever else is in the script is passed over, but for a
+name that is almost one of these: unless the script itself uses it as `$NAME`, it is a mistake.
 """
 
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
+from difflib import get_close_matches
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Any, Literal
 
-from loaded_mp.config.draft import Draft, Location, Place, found
+from pydantic import ValidationError
+
+from loaded_mp.checks.tcp import TcpCheck
+from loaded_mp.config.draft import Draft, Location, Place, explained, found
 from loaded_mp.config.errors import Mistake
 from loaded_mp.config.file import read_file
 from loaded_mp.config.queue_rules import EVERYTHING, Script, is_queue_rule, listeners
@@ -26,6 +31,11 @@ _COMMON = {
     "NS", "FIRST_CORE", "LAST_CORE", "public_NIC", "private_NIC", "private_GW", "public_GW", "broadcast",
     "nfq_len", "strategy", "port_alive", "check_cycle",
 }  # fmt: skip
+_FAMILY = ("VIP{}", "VIP{}net", "RIP{}", "server{}")
+_FAILOVER = "failover"
+#: How like a name another has to be to be taken for it, from 0 to 1: servre4 is 0.86 server4, NS1 0.8 NS.
+_ALIKE = 0.82
+_LONGEST_NAME = 20
 _STRATEGIES = {"rr": "rr", "wrr": "wrr", "weighted": "wrr"}
 _WEIGHT = re.compile(r"weight=(.*)")
 
@@ -36,19 +46,22 @@ class _File:
     def __init__(self, path: Path, family: Family, text: str) -> None:
         self.path = path
         self.family = family
-        self.failover: Place | None = None  #: where the checks are switched on
+        self.failover: Place | None = None  #: where checks and discovery are switched on
         self.values: dict[str, list[tuple[int, list[str]]]] = {}  #: name -> line and words, as often as given
         self.queue_rules: list[tuple[int, str]] = []  #: line and text
         self.mistakes: list[Mistake] = []
-        known = _COMMON | {f"VIP{family}", f"VIP{family}net", f"RIP{family}", f"server{family}"}
+        self._text = text
+        known = _names(family)
         for number, line in _lines(text):
             assignment = _ASSIGNMENT.match(line)
             if assignment and assignment[1] in known:
                 self._assign(number, *assignment.groups())
-            elif line.split("#")[0].strip() == "failover":
-                self.failover = self.place(number, "failover")
+            elif line.split("#")[0].strip() == _FAILOVER:
+                self.failover = self.place(number, _FAILOVER)
             elif is_queue_rule(line):
                 self.queue_rules.append((number, line))
+            else:
+                self._suspect(number, line)
 
     def _assign(self, number: int, name: str, space: str, text: str) -> None:
         try:
@@ -63,8 +76,30 @@ class _File:
             self.wrong(number, name, f"found a space beside =, expected {name}=VALUE")
         elif not words:
             self.wrong(number, name, "found nothing, expected a value")
+        elif name in self.values and name == f"VIP{self.family}":
+            text = f"found again, expected it once: it is in line {self.values[name][0][0]} already"
+            self.wrong(number, name, f"{text}; several VIPs are for TOML, see 'loaded-mp convert'")
         else:
             self.values.setdefault(name, []).append((number, words))
+
+    def _suspect(self, number: int, line: str) -> None:
+        """Say so if a line that is passed over is almost one that counts."""
+        assignment = _ASSIGNMENT.match(line)
+        code, _, _ = line.partition("#")
+        name, *others = assignment.groups() if assignment else code.split() or [""]
+        if name.lower() == _FAILOVER and others:
+            self.wrong(number, name, f"found {found(code.strip())}, expected the word {_FAILOVER} alone")
+        elif assignment:
+            known = name in _names(4) | _names(6)
+            meant = "" if known else _meant(name, _names(self.family))
+            if meant and not self._uses(name):
+                self.wrong(number, name, f"no such name, did you mean {meant}?")
+        elif not others and (meant := _meant(name, {_FAILOVER})):
+            self.wrong(number, name, f"no such word, did you mean {meant}?")
+
+    def _uses(self, name: str) -> bool:
+        """Whether it is a variable of the script itself."""
+        return re.search(rf"\$\{{?{name}\b", self._text) is not None
 
     def place(self, number: int, name: str) -> Place:
         return Place(f"{self.path}:{number}", name)
@@ -94,6 +129,18 @@ class _File:
             return False
 
 
+def _names(family: Family) -> set[str]:
+    """The names that concern one family."""
+    return _COMMON | {name.format(family) for name in _FAMILY}
+
+
+def _meant(word: str, names: set[str]) -> str:
+    """Which of the names a word is almost, or nothing."""
+    small = {name.lower(): name for name in names}
+    like = get_close_matches(word.lower(), small, 1, _ALIKE) if len(word) <= _LONGEST_NAME else []
+    return "".join(small[each] for each in like)
+
+
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """Each line with its number; one that goes on after a backslash is one."""
     begun = ""
@@ -111,7 +158,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 def read_classic(path: Path, family: Family, failover: bool = False) -> Draft:
     """What a classic file says about one family. Raises ConfigError if it cannot be read.
 
-    `failover` does what the word in the file does: it switches the checks on.
+    `failover` does what the word in the file does: it switches checks and discovery on.
     """
     text = read_file(path).decode(errors="surrogateescape").replace("\r\n", "\n")
     file = _File(path, family, text)
@@ -133,8 +180,7 @@ def _draft(file: _File) -> Draft:
 
     put("public_NIC", ("network", "public_interface"))
     put("private_NIC", ("network", "private_interface"))
-    if family == 4:
-        put("broadcast", ("network", "broadcast"))
+    _put_broadcast(file, draft)
     put("nfq_len", ("queue_length",))
     put("FIRST_CORE", ("first_queue",))
     put("FIRST_CORE", ("first_core",))
@@ -145,6 +191,7 @@ def _draft(file: _File) -> Draft:
     _put_workers(draft)
     _put_backends(file, draft)
     _put_check(file, draft)
+    _put_discovery(file, draft)
     _put_listen(file, draft)
     return draft
 
@@ -164,6 +211,20 @@ def _put_strategy(file: _File, draft: Draft) -> None:
             draft.data["services"][0]["scheduler"] = _STRATEGIES[value]
         else:
             file.wrong(number, "strategy", f"found {found(value)}, expected rr, weighted or wrr")
+
+
+def _put_broadcast(file: _File, draft: Draft) -> None:
+    """IPv6 has none, but a wrong one is one nevertheless."""
+    if not (assigned := file.last("broadcast")):
+        return
+    number, value = assigned
+    if file.family == 4:
+        _set(draft, ("network", "broadcast"), value, file.place(number, "broadcast"))
+        return
+    try:
+        IPv4Address(value)
+    except ValueError:
+        file.wrong(number, "broadcast", f"found {found(value)}, expected an IPv4 address")
 
 
 def _prefix(file: _File, name: str) -> str:
@@ -270,14 +331,44 @@ def _put_backends(file: _File, draft: Draft) -> None:
 
 
 def _put_check(file: _File, draft: Draft) -> None:
+    """The checks; what is said of them has to be right also while they are off."""
+    given = {
+        key: (file.place(assigned[0], name), assigned[1])
+        for name, key in (("port_alive", "port"), ("check_cycle", "interval_s"))
+        if (assigned := file.last(name))
+    }
     if not file.failover:
+        for key, (place, value) in given.items():
+            file.mistakes += [Mistake(place.place, str(place.key), each) for each in _wrong(key, value)]
         return
-    draft.data["services"][0]["checks"] = check = {}
+    draft.data["services"][0]["checks"] = {key: value for key, (_, value) in given.items()}
     draft.places["services", 0, "checks"] = Place(file.failover.place, "port_alive")
-    for name, key in (("port_alive", "port"), ("check_cycle", "interval_s")):
-        if assigned := file.last(name):
-            check[key] = assigned[1]
-            draft.places["services", 0, "checks", key] = file.place(assigned[0], name)
+    for key, (place, _) in given.items():
+        draft.places["services", 0, "checks", key] = place
+
+
+def _wrong(key: str, value: str) -> list[str]:
+    """What is wrong with a setting of the check."""
+    try:
+        TcpCheck.model_validate({"port": 1, key: value})
+    except ValidationError as error:
+        return [explained(each) for each in error.errors(include_url=False)]
+    return []
+
+
+def _put_discovery(file: _File, draft: Draft) -> None:
+    """With the checks new backends are looked for, once in a cycle, where it is known where."""
+    service, network = draft.data["services"][0], draft.data["network"]
+    if not ("checks" in service and network.get("private_interface") and network.get("backend_networks")):
+        return
+    service["discovery"] = {}
+    if assigned := file.last("check_cycle"):
+        _set(
+            draft,
+            ("services", 0, "discovery", "interval_s"),
+            assigned[1],
+            file.place(assigned[0], "check_cycle"),
+        )
 
 
 def _put_listen(file: _File, draft: Draft) -> None:

@@ -25,11 +25,13 @@ class _Service:
     listen: tuple[Listener, ...] | None  #: None: it could not be read
     backends: dict[int, Address]  #: by their row
     whole: bool  #: every VIP and backend could be read
+    discovers: bool  #: backends may come later
 
 
 def contradictions(data: dict[str, Any]) -> Iterator[Contradiction]:
     """All of them, each with the location in the shape of Config that it is best reported at."""
     yield from _numbers(data)
+    yield from _discovery(data)
     services = [_service(number, table) for number, table in tables(data.get("services"))]
     backends = {backend for service in services for backend in service.backends.values()}
     names: set[str] = set()
@@ -84,7 +86,25 @@ def _service(number: int, table: dict[str, Any]) -> _Service:
         tuple(each for each in listen if each) if all(listen) else None,
         {row: backend for row, backend in backends.items() if backend},
         bool(vips and backends) and all(vips.values()) and all(backends.values()),
+        isinstance(table.get("discovery"), dict),
     )
+
+
+def _discovery(data: dict[str, Any]) -> Iterator[Contradiction]:
+    network = data.get("network", {})
+    if not isinstance(network, dict):
+        return
+    for number, table in tables(data.get("services")):
+        discovery = table.get("discovery")
+        if not isinstance(discovery, dict):
+            continue
+        here = ("services", number, "discovery")
+        if not table.get("checks"):
+            yield here, "expected a check beside it: who answers an echo need not serve"
+        if not network.get("private_interface"):
+            yield here, "expected network.private_interface beside it: where machines are looked for"
+        if not (discovery.get("networks") or network.get("backend_networks")):
+            yield here, "expected networks in it, or network.backend_networks: which machines may join"
 
 
 def _numbers(data: dict[str, Any]) -> Iterator[Contradiction]:
@@ -115,7 +135,7 @@ def _within(service: _Service) -> Iterator[Contradiction]:
         place: tuple[str | int, ...] = (*here, "vips", row)
         if text := _odd(vip.ip):
             yield place, text
-        if service.whole and vip.version not in served:
+        if service.whole and vip.version not in served and not service.discovers:
             yield place, f"no backend has an IPv{vip.version} address, expected one for {vip.ip}"
         if vip.ip in seen:
             yield place, f"found {vip.ip} twice, expected it once"

@@ -4,7 +4,16 @@ import re
 from math import isqrt
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
@@ -18,6 +27,7 @@ from loaded_mp.fields import (
     InterfaceName,
     Listener,
     NetworkField,
+    Seconds,
     Settings,
     one_of,
 )
@@ -87,6 +97,23 @@ class Backend(Settings):
     weight: int = Field(default=1, ge=0, le=65_535)
     name: str = ""  #: for people; the address where it is empty
     check_address: AddressField | None = None  #: who is asked in its place; None: itself
+    discovered: bool = False  #: it leaves when it vanishes
+
+
+class Discovery(Settings):
+    """Machines that answer an echo to all and pass the service's checks join it; those that vanish leave."""
+
+    interval_s: Seconds = 10.0  #: from one echo to the next
+    networks: tuple[NetworkField, ...] = ()  #: who is in them may join; empty: `network.backend_networks`
+    allow: tuple[NetworkField, ...] = ()  #: of those, who may; empty: all
+    most: int = Field(default=64, ge=1, le=1_024)  #: machines that are members at a time
+    weight: int = Field(default=1, ge=0, le=65_535)  #: that they get
+    fall: int = Field(default=3, ge=1, le=100)  #: rounds in a row without an answer until one leaves
+
+    def __str__(self) -> str:
+        """As in "every 10 s in 10.0.0.0/24, at most 64 machines"."""
+        where = ", ".join(map(str, self.allow or self.networks)) or "the backends' networks"
+        return f"every {self.interval_s:g} s in {where}, at most {self.most} machines of weight {self.weight}"
 
 
 class OnDown(Settings):
@@ -144,7 +171,16 @@ class Service(Settings):
     on_down: OnDown = OnDown()
     all_down: Literal["drop", "reject", "spread"] = "drop"  #: what is done while no backend is usable
     observe: Observe | None = None  #: None: only checks say what is down
-    backends: tuple[Backend, ...] = Field(min_length=1)
+    discovery: Discovery | None = None
+    #: There may be none where they are discovered.
+    backends: tuple[Backend, ...] = Field(default=(), validate_default=True)
+
+    @field_validator("backends", mode="after")
+    @classmethod
+    def _someone_serves(cls, backends: tuple[Backend, ...], others: ValidationInfo) -> tuple[Backend, ...]:
+        if not backends and others.data.get("discovery", ...) is None:
+            raise PydanticKnownError("too_short", {"field_type": "", "min_length": 1, "actual_length": 0})
+        return backends
 
     @model_validator(mode="after")
     def _each_packet_by_itself(self) -> Self:

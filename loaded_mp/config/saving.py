@@ -70,7 +70,7 @@ def changed(text: str, name: str, unsaved: Unsaved) -> str:
     for service, backend in unsaved.added:
         _add(_service(services, service, name), backend)
     for service, address, weight in unsaved.weights:
-        for each in _service(services, service, name)["backend"]:
+        for each in _service(services, service, name).get("backend", ()):
             if _address(each) == address:
                 each["weight"] = weight
     return tomlkit.dumps(document)
@@ -98,7 +98,7 @@ def _service(services: dict[str, Any], service: str, name: str) -> Any:
 
 
 def _remove(service: Any, address: Address) -> None:
-    backends = service["backend"]
+    backends = service.get("backend", ())
     place = next((place for place, each in enumerate(backends) if _address(each) == address), None)
     if place is None:
         return
@@ -109,11 +109,13 @@ def _remove(service: Any, address: Address) -> None:
 
 
 def _add(service: Any, backend: Backend) -> None:
+    if "backend" not in service:  # those that it has are discovered
+        service["backend"] = tomlkit.aot()
     backends = service["backend"]
     if any(_address(each) == backend.address for each in backends):
         return
-    last = backends[-1]
-    new = tomlkit.table() if isinstance(last, Table) else tomlkit.inline_table()
+    last = backends[-1] if len(backends) else None
+    new = tomlkit.table() if last is None or isinstance(last, Table) else tomlkit.inline_table()
     new.update(backend.model_dump(mode="json", exclude_defaults=True))
     if isinstance(last, Table):
         behind = _behind(last)

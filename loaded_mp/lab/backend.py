@@ -62,6 +62,10 @@ class Backend:
         wait_until(lambda: self._listens("-u", 53), f"{self.name} answers DNS")
         wait_until(lambda: self._listens("-t", PORT), f"{self.name} speaks")
 
+    def answer_broadcasts(self) -> None:
+        """Answer echo requests to all, as the kernel does not of itself over IPv4."""
+        self.namespace.sysctl("net/ipv4/icmp_echo_ignore_broadcasts", 0)
+
     def start_web(self) -> None:
         """Start nginx and wait until it listens."""
         log = self._folder / "error.log"

@@ -18,6 +18,7 @@ from loaded_mp.lab.wait import wait_until
 
 WEIGHTS = (3, 2, 1)
 WORKERS = 4
+_DISCOVERY = "[service.discovery]\ninterval_s = 0.5\nfall = 2\n"
 _BIG_MIB = 100
 _REQUESTS = 5
 _TOLERANCE = 1  #: sources that a backend may be away from its exact share
@@ -77,7 +78,7 @@ def standing(demo: Demo) -> Iterator[None]:
 
     def start() -> str:
         started = time.monotonic()
-        demo.daemon = lab.daemon(lab.config(WEIGHTS, workers=WORKERS))
+        demo.daemon = lab.daemon(lab.config(WEIGHTS, workers=WORKERS) + _DISCOVERY)
         return f"ready after {time.monotonic() - started:.1f} s"
 
     try:
@@ -107,6 +108,7 @@ def traffic(demo: Demo) -> None:
     demo.run(f"download {_BIG_MIB} MiB over each family", lambda: _download(lab))
     demo.run("take backend2 away", lambda: _backend_away(lab, daemon, homes))
     demo.run("let backend2 come back", lambda: _backend_back(lab, daemon))
+    demo.run("switch on a machine that nobody has configured, and off again", lambda: _discover(lab, daemon))
     demo.run("kill -9 each worker under load", lambda: _kill_workers(lab, daemon))
 
 
@@ -232,6 +234,23 @@ def _backend_back(lab: Lab, daemon: Daemon) -> str:
     lab.backends[1].start_web()
     wait_until(lambda: _states(lab, daemon) == {True}, "the check notices")
     return f"up again after {time.monotonic() - started:.1f} s; new clients go there, nobody is torn away"
+
+
+def _discover(lab: Lab, daemon: Daemon) -> str:
+    backend = lab.another_backend()
+    started = time.monotonic()
+    addresses = {backend.ipv4, backend.ipv6}
+
+    def up() -> set[str]:
+        return {address for address, each in daemon.backends().items() if each.up and address in addresses}
+
+    wait_until(lambda: up() == addresses, f"{backend.name} joins")
+    joined_s = time.monotonic() - started
+    started = time.monotonic()
+    lab.cut_off(backend)
+    wait_until(lambda: not addresses & daemon.backends().keys(), f"{backend.name} leaves")
+    left_s = time.monotonic() - started
+    return f"found in both families and serving after {joined_s:.1f} s, has left after {left_s:.1f} s"
 
 
 def _kill_workers(lab: Lab, daemon: Daemon) -> str:

@@ -58,6 +58,7 @@ class Lab:
         self._stack = contextlib.ExitStack()
         self._daemons = itertools.count()
         self._captures = itertools.count()
+        self._others = itertools.count()
         self._namespaces: list[Namespace] = []
 
     def __enter__(self) -> Self:
@@ -170,18 +171,24 @@ class Lab:
             connect(self.balancer, "private", self.switch, "to-balancer", mtu)
             self.switch.ip("link set to-balancer master bridge")
         self.backend_networks = (f"{net4}.0/24", f"{net6}:/64")
+        self._net4, self._net6, self._gateways = net4, net6, (gateway4, gateway6)
         self.backends: list[Backend] = []
-        machines = 1 if self.options.one_machine else BACKENDS
         for number in range(1, BACKENDS + 1):
-            ipv4, ipv6 = f"{net4}.{number}", f"{net6}:{number}"
-            if number <= machines:
-                namespace = self._namespace(f"backend{number}")
-                connect(namespace, "eth0", self.switch, f"to-backend{number}", self.options.far_mtu or mtu)
-                self.switch.ip(f"link set to-backend{number} master bridge")
-            namespace.ip(f"address add {ipv4}/24 dev eth0", f"address add {ipv6}/64 dev eth0 nodad")
-            if number <= machines:
-                namespace.ip(f"route add default via {gateway4}", f"route add default via {gateway6}")
-            self.backends.append(Backend(self.folder, number, namespace, ipv4, ipv6))
+            self.backends.append(self._build_backend(number))
+
+    def _build_backend(self, number: int) -> Backend:
+        ipv4, ipv6 = f"{self._net4}.{number}", f"{self._net6}:{number}"
+        if number == 1 or not self.options.one_machine:
+            namespace = self._namespace(f"backend{number}")
+            mtu = self.options.far_mtu or self.options.private_mtu
+            connect(namespace, "eth0", self.switch, f"to-backend{number}", mtu)
+            self.switch.ip(f"link set to-backend{number} master bridge")
+        else:
+            namespace = self.backends[0].namespace
+        namespace.ip(f"address add {ipv4}/24 dev eth0", f"address add {ipv6}/64 dev eth0 nodad")
+        if number == 1 or not self.options.one_machine:
+            namespace.ip(*(f"route add default via {gateway}" for gateway in self._gateways))
+        return Backend(self.folder, number, namespace, ipv4, ipv6)
 
     def _build_outside(self) -> None:
         self.outside = self._namespace("outside")
@@ -210,6 +217,17 @@ class Lab:
             links = json.loads(namespace.run("ip", "-json", "link", "show", "type", "veth").stdout)
             names = [link["ifname"] for link in links]
             namespace.run(sys.executable, "-m", "loaded_mp.lab.offloads", *names)
+
+    def another_backend(self) -> Backend:
+        """One more machine in the backends' network, which answers broadcasts and serves; no lab lists it."""
+        backend = self._build_backend(BACKENDS + 1 + next(self._others))
+        backend.answer_broadcasts()
+        backend.start()
+        return backend
+
+    def cut_off(self, backend: Backend) -> None:
+        """Take a backend's link away."""
+        self.switch.ip(f"link set to-{backend.name} down")
 
     def let_backends_speak(self) -> None:
         """Let every speaker say a line on each of its connections."""

@@ -19,6 +19,9 @@ _LINK_TYPES = (130, 131, 132, 133, 134, 135, 136, _REDIRECT, 143)
 #: Errors: RFC 792 and RFC 4443.
 _ERROR_TYPES = {4: ("destination-unreachable", "time-exceeded", "parameter-problem"), 6: ("1", "2", "3", "4")}
 
+#: RFC 4291, 2.7.
+_MULTICAST = "ff00::/8"
+
 #: IP header and TCP header without options.
 HEADERS = {4: 20 + 20, 6: 40 + 20}
 
@@ -37,8 +40,11 @@ def masquerade(networks: tuple[Network, ...]) -> Iterator[str]:
     """What backends start themselves leaves under this host's address.
 
     Replies never come to nat POSTROUTING: conntrack asks nat only about the first packet of a connection.
+    What goes to all on a link keeps its source: MASQUERADE would make that a link-local one.
     """
     yield from (f"-d {network} -j RETURN" for network in networks)
+    if any(network.version == 6 for network in networks):
+        yield f"-d {_MULTICAST} -j RETURN"
     yield from (f"-s {network} -j MASQUERADE" for network in networks)
 
 

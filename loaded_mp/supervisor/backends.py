@@ -7,6 +7,7 @@ from pathlib import Path
 from loaded_mp.checks.runner import Result, Target, Targets
 from loaded_mp.config.model import ClientAffinity, Config, Service
 from loaded_mp.config.saving import Unsaved
+from loaded_mp.fields import Address
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.memory.shared import SharedMemory
@@ -41,15 +42,17 @@ class Backends:
         return self._ids.expand(config, before)
 
     def unsaved(self, file: Path | None) -> Unsaved:
-        """What was changed at run time; `file`: where the configuration comes from."""
+        """What people changed at run time; `file`: where the configuration comes from."""
         return Unsaved(
             file=file,
-            added=tuple((name, each) for (name, _), each in self.overlay.added.items()),
+            added=tuple(
+                (name, each) for (name, _), each in self.overlay.added.items() if not each.discovered
+            ),
             removed=tuple(self.overlay.removed),
             weights=tuple(
                 (part.service.name, part.backends[number].address, weight)
                 for number, part in self.services.part_of.items()
-                if (weight := self.states[number].weight) is not None
+                if (weight := self.states[number].weight) is not None and not part.backends[number].discovered
             ),
         )
 
@@ -105,6 +108,14 @@ class Backends:
             for each in part.backends.values()
             if backend in (each.name, str(each.address))
         ]
+
+    def fault(self, service: str, address: Address) -> str | None:
+        """Why a backend of a service is down; None: it is up, or there is none."""
+        for part in self.services.by_name.get(service, ()):
+            for number, backend in part.backends.items():
+                if backend.address == address and not (state := self.states[number]).up:
+                    return state.cause
+        return None
 
     def name(self, number: int) -> tuple[str, str]:
         """Names of the service and of the backend with this id."""

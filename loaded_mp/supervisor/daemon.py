@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ from loaded_mp.config.model import Backend, Config
 from loaded_mp.config.saving import Unsaved
 from loaded_mp.control.commands import Commands
 from loaded_mp.control.server import control_socket, serve_control
+from loaded_mp.discovery.finder import Finder
+from loaded_mp.fields import Interface
 from loaded_mp.log import event
 from loaded_mp.memory.shared import fresh_memory, memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
+from loaded_mp.network.links import read_links
 from loaded_mp.services import with_workers, worker_count
 from loaded_mp.status import Outcome, Status
 from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.accounting import Accounting
+from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.children import Children
@@ -106,6 +110,13 @@ class Daemon:
             self.accounting,
             self.network,
             self.pool,
+        )
+        self.finder = Finder(
+            lambda: self.backends.services.config,
+            self._reload,
+            self.backends.fault,
+            self.checks.attempt,
+            _own_addresses,
         )
 
     async def run(self) -> bool:
@@ -210,6 +221,7 @@ class Daemon:
                     children.watch(),
                     self.sweeper.run(),
                     self.checks.run(),
+                    self.finder.run(),
                     self.observation.run(),
                     self.drift.run(),
                     self.accounting.run(lambda: self.backends.services),
@@ -336,3 +348,8 @@ class Daemon:
             )
         finally:
             await children.stop()
+
+
+async def _own_addresses() -> Sequence[tuple[str, Interface]]:
+    """Of this machine, with their interfaces. Raises NetworkError."""
+    return (await aside(lambda: read_links(with_routes=False)))[1]

@@ -36,7 +36,7 @@ class Overlay:
                 for (name, address), backend in self.added.items()
                 if name == service.name and address not in taken and address.version in _families(service)
             ]
-            if {each.address.version for each in (*stay, *added)} < _families(service):
+            if {each.address.version for each in (*stay, *added)} < _served(service):
                 stay, added = list(service.backends), []
             services.append(service.model_copy(update={"backends": (*stay, *added)}))
         return config.model_copy(update={"services": tuple(services)})
@@ -73,7 +73,7 @@ def without_backend(config: Config, name: str, address: Address) -> Config:
     stay = tuple(each for each in service.backends if each.address != address)
     if len(stay) == len(service.backends):
         raise MisfitError(f"service {name!r} has no backend {address}")
-    if not {each.address.version for each in stay} >= _families(service):
+    if not {each.address.version for each in stay} >= _served(service):
         raise MisfitError(
             f"{address} is the last IPv{address.version} backend of service {name!r}: add another one first"
         )
@@ -93,7 +93,11 @@ def _with(config: Config, service: Service, backends: Iterable[Backend]) -> Conf
     services = tuple(changed if each is service else each for each in config.services)
     config = config.model_copy(update={"services": services})
     said = config.model_dump(
-        mode="json", include={"services": {"__all__": {"name", "vips", "listen", "backends"}}}
+        mode="json",
+        include={
+            "network": True,
+            "services": {"__all__": {"name", "vips", "listen", "checks", "discovery", "backends"}},
+        },
     )
     for _, text in contradictions(said):
         raise MisfitError(text)
@@ -102,3 +106,8 @@ def _with(config: Config, service: Service, backends: Iterable[Backend]) -> Conf
 
 def _families(service: Service) -> set[int]:
     return {vip.version for vip in service.vips}
+
+
+def _served(service: Service) -> set[int]:
+    """The families in which there has to be a backend; where they are discovered, they may be away."""
+    return set() if service.discovery else _families(service)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loaded_mp.checks.tcp import TcpCheck as Check
 from loaded_mp.config.classic import Family, read_classic
 from loaded_mp.config.errors import ConfigError, Mistake
-from loaded_mp.config.model import Config
+from loaded_mp.config.model import Config, Discovery
 from loaded_mp.config.source import Source
 from loaded_mp.config.toml import parse_toml, to_toml
 
@@ -112,7 +112,7 @@ def test_failover_switches_the_checks_on(path: Path) -> None:
 
 def test_quotes_comments_and_repetition_as_in_a_shell(path: Path) -> None:
     text = (
-        "VIP4=192.0.2.1\r\nVIP4='192.0.2.10'\r\n# server4=10.0.0.9\nserver4=\"10.0.0.1 weight=3\"#x\n"
+        "VIP4='192.0.2.10'\r\n# server4=10.0.0.9\nserver4=\"10.0.0.1 weight=3\"#x\n"
         'server4="10.0.0.2" weight=2\nNS="192.0.2.53 192.0.2.54"\nNS=192.0.2.55\n'
     )
     config = read(path, text)
@@ -167,14 +167,69 @@ server6=not an address
         ("server4=10.0.0.300", "server4: found '10.0.0.300', expected an IPv4 or IPv6 address"),
         ("server4=10.0.0.2", "server4: found 10.0.0.2 twice in the service"),
         ("server4=fd00::1", "server4: found 'fd00::1', expected an IPv4 address"),
-        ("VIP4=2001:db8::1", "VIP4: found '2001:db8::1', expected an IPv4 address"),
-        ("VIP4=224.0.0.1", "VIP4: found the multicast address 224.0.0.1"),
+        ("port_alive=80000", "port_alive: found '80000', expected less than or equal to 65535"),
+        ("check_cycle=abc", "check_cycle: found 'abc', expected a number"),
+        ("check_cycle=0", "check_cycle: found '0', expected greater than 0"),
+        ("failover=yes", "failover: found 'failover=yes', expected the word failover alone"),
+        ("failover on", "failover: found 'failover on', expected the word failover alone"),
+        ("Failover", "Failover: no such word, did you mean failover?"),
+        ("fail_over # x", "fail_over: no such word, did you mean failover?"),
+        ("servre4=10.0.0.3", "servre4: no such name, did you mean server4?"),
+        ("vip4net=24", "vip4net: no such name, did you mean VIP4net?"),
+        ("Check_Cycle = 2", "Check_Cycle: no such name, did you mean check_cycle?"),
+        ("VIP=192.0.2.11", "VIP: no such name, did you mean VIP4?"),
+        ("VIP4=192.0.2.11", "VIP4: found again, expected it once: it is in line 2 already"),
     ],
 )
 def test_a_mistake_and_its_line(path: Path, line: str, expected: str) -> None:
     (found, *more) = mistakes(path, f"{GOOD}{line}\n")
     assert found.startswith(f"f:5: {expected}")
     assert not more
+
+
+@pytest.mark.parametrize(
+    ("vip", "expected"),
+    [
+        ("224.0.0.1", "found the multicast address 224.0.0.1"),
+        ("2001:db8::1", "found '2001:db8::1', expected an IPv4 address"),
+    ],
+)
+def test_a_vip_that_cannot_be_one(path: Path, vip: str, expected: str) -> None:
+    (found,) = mistakes(path, f"VIP4={vip}\nserver4=10.0.0.1\n")
+    assert found.startswith(f"f:1: VIP4: {expected}")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "server=x\nip route add $server",  # a variable of the script
+        "DNS=192.0.2.53",
+        "PATH=/sbin:/usr/sbin",
+        "server6=fd00::1\nVIP6=x\nRIP6=x",  # of the other family
+        "failover() { true; }",
+        "overfail",
+        "# failover=yes",
+    ],
+)
+def test_what_is_not_meant_for_us_is_passed_over(path: Path, lines: str) -> None:
+    assert read(path, f"{GOOD}{lines}\n") == read(path, GOOD)
+
+
+def test_failover_looks_for_machines_where_it_is_known_where(path: Path) -> None:
+    text = f"{GOOD}failover\nport_alive=80\ncheck_cycle=3\n"
+    assert read(path, text).services[0].discovery is None
+    text += "private_NIC=eth1\nRIP4=10.0.0.0/24\nbroadcast=10.0.0.255\n"
+    config = read(path, text)
+    assert config.services[0].discovery == Discovery(interval_s=3)
+    assert parse_toml(to_toml(config), "f").config() == config
+    without = read(path, text.replace("server4=10.0.0.1 weight=3\nserver4=10.0.0.2\n", ""))
+    assert without.services[0].backends == ()
+    assert len(mistakes(path, text.replace("cycle=3", "cycle=x"))) == 1
+
+
+def test_a_wrong_broadcast_is_wrong_in_the_other_family_too(path: Path) -> None:
+    text = "VIP6=2001:db8::10\nserver6=fd00::1\nbroadcast=x\n"
+    assert mistakes(path, text, 6) == ["f:3: broadcast: found 'x', expected an IPv4 address"]
 
 
 def test_what_is_missing(path: Path) -> None:

@@ -13,7 +13,7 @@ from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Expression
 from loaded_mp.checks.tcp import TcpCheck as Check
 from loaded_mp.config.errors import ConfigError, Mistake
-from loaded_mp.config.model import Backend, Config, NetworkSetup, Observe, Service
+from loaded_mp.config.model import Backend, Config, Discovery, NetworkSetup, Observe, Service
 from loaded_mp.config.toml import parse_toml, read_toml, to_toml
 from loaded_mp.fields import Listener
 
@@ -67,9 +67,16 @@ def test_tables_become_services_with_backends() -> None:
 def test_the_example_is_good_and_names_every_setting() -> None:
     read_toml(EXAMPLE).config()
     text = EXAMPLE.read_text()
-    models: list[type[BaseModel]] = [Config, NetworkSetup, Service, Observe, Backend, *CHECKS]
+    models: list[type[BaseModel]] = [Config, NetworkSetup, Service, Observe, Discovery, Backend, *CHECKS]
     for model in models:
-        for name in set(model.model_fields) - {"services", "network", "checks", "backends", "observe"}:
+        for name in set(model.model_fields) - {
+            "services",
+            "network",
+            "checks",
+            "discovery",
+            "observe",
+            "backends",
+        }:
             assert re.search(rf"^#?{name} = ", text, re.MULTILINE), name
 
 

@@ -133,3 +133,36 @@ def test_what_would_be_a_mistake_is_not_written(tmp_path: Path) -> None:
         save(file, unsaved(added=(backend("fd00::9"),)))
     assert file.read_text() == FILE
     assert os.listdir(tmp_path) == ["f.toml"]
+
+
+def test_a_service_whose_backends_are_discovered_gets_its_first_in_the_file() -> None:
+    text = """\
+[network]
+private_interface = "eth1"
+backend_networks = ["10.0.0.0/24"]
+
+[[service]]
+name = "web"
+vips = ["192.0.2.10"]
+
+[service.check]
+port = 80
+
+[service.discovery]
+most = 9
+
+# --- Names.
+[[service]]
+name = "dns"
+vips = ["192.0.2.11"]
+
+[[service.backend]]
+address = "10.0.0.3"
+"""
+    after = changed(text, "f", unsaved(added=[backend("10.0.0.1"), backend("10.0.0.2", weight=2)]))
+    before, now = (parse_toml(each, "f").config() for each in (text, after))
+    web, dns = now.services
+    assert [(str(each.address), each.weight) for each in web.backends] == [("10.0.0.1", 1), ("10.0.0.2", 2)]
+    assert (web.discovery, dns) == (before.services[0].discovery, before.services[1])
+    gone = unsaved(removed=[("web", ip_address("10.0.0.9"))], weights=[("web", ip_address("10.0.0.9"), 3)])
+    assert changed(text, "f", gone) == text

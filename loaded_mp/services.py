@@ -173,7 +173,7 @@ class Ids:
         if listeners > MAX_LISTENERS:
             advice = "use port ranges or fewer entries in listen"
             raise TooLargeError("listeners on its VIPs", listeners, MAX_LISTENERS, advice)
-        slots = sum(_most_slots([each.weight for each in backends]) for _, _, _, backends in families)
+        slots = sum(most_slots([each.weight for each in backends]) for _, _, _, backends in families)
         if slots > MAX_SLOTS:
             raise TooLargeError(
                 "scheduler slots", slots, MAX_SLOTS, "use smaller weights of the same proportion"
@@ -214,6 +214,6 @@ class Ids:
 _FAMILIES: tuple[Family, ...] = (4, 6)
 
 
-def _most_slots(weights: list[int]) -> int:
+def most_slots(weights: list[int]) -> int:
     """How many slots any scheduler takes for these weights, whichever of them are set to 0."""
     return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))

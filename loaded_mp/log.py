@@ -76,6 +76,11 @@ class Journal(logging.StreamHandler):  # type: ignore[type-arg]  # generic for m
         except OSError:
             super().emit(record)
 
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._socket.close()
+        super().close()
+
     def _datagram(self, record: logging.LogRecord) -> bytes:
         """A line in journald's native protocol, each value with its length: it may have several lines."""
         text = self.format(record)
@@ -111,6 +116,6 @@ def start_log(level: str) -> None:
 
 def _journald_listens() -> bool:
     """Whether standard error is a stream to journald (systemd.exec(5), JOURNAL_STREAM) that has a socket."""
-    error = os.fstat(sys.stderr.fileno())
+    error = os.fstat(2)
     stream = os.environ.get("JOURNAL_STREAM", "")
     return stream == f"{error.st_dev}:{error.st_ino}" and os.path.exists(_JOURNAL)

@@ -75,7 +75,6 @@ def test_draining_breaks_no_connection_and_brings_no_new_client(lab: Lab, daemon
     said, _ = clients.communicate("\n", timeout=90)
     assert said == f"{KINDS * SOURCES} []\n"
     assert daemon.backends()["10.0.0.1"].flows == before
-    (lab.folder / "speaks").unlink()
 
 
 def test_maintenance_moves_clients_with_their_next_packet(lab: Lab, daemon: Daemon) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.fields import Address
 from loaded_mp.memory.snapshot import MAX_BACKENDS, MAX_LISTENERS, MAX_SERVICES, MAX_SLOTS, MAX_VIPS
+from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import MAX_ROUND
 
 Family = Literal[4, 6]
@@ -173,7 +174,9 @@ class Ids:
         if listeners > MAX_LISTENERS:
             advice = "use port ranges or fewer entries in listen"
             raise TooLargeError("listeners on its VIPs", listeners, MAX_LISTENERS, advice)
-        slots = sum(most_slots([each.weight for each in backends]) for _, _, _, backends in families)
+        slots = sum(
+            most_slots(service, [each.weight for each in backends]) for service, _, _, backends in families
+        )
         if slots > MAX_SLOTS:
             raise TooLargeError(
                 "scheduler slots", slots, MAX_SLOTS, "use smaller weights of the same proportion"
@@ -214,6 +217,8 @@ class Ids:
 _FAMILIES: tuple[Family, ...] = (4, 6)
 
 
-def most_slots(weights: list[int]) -> int:
-    """How many slots any scheduler takes for these weights, whichever of them are set to 0."""
+def most_slots(service: Service, weights: list[int]) -> int:
+    """How many slots a service takes at the most for these weights, whichever of them are set to 0."""
+    if SCHEDULERS[service.scheduler].fills_table:
+        return service.table_size
     return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))

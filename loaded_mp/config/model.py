@@ -1,11 +1,13 @@
 """What a configuration is. The readers (TOML, classic file, flags) only fill in these models."""
 
-from typing import Annotated, Literal
+from math import isqrt
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
+from loaded_mp.config.user import default_user
 from loaded_mp.fields import (
     AddressField,
     BroadcastField,
@@ -21,12 +23,22 @@ from loaded_mp.fields import (
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import Affinity
 from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers.scheduler import MAX_ROUND
 
 #: What to say of a service that answers everything.
 OPEN = "no listen: clients reach every port of its backends by its VIPs"
 
 #: A table alone is the only one of a list.
 _ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, dict | Check) else value)
+
+
+def _prime(value: int) -> int:
+    if any(value % divisor == 0 for divisor in range(2, isqrt(value) + 1)):
+        raise ValueError(f"found {value}, expected a prime number, such as 4093 or 65537")
+    return value
+
+
+Prime = Annotated[int, Field(ge=2, le=MAX_ROUND), AfterValidator(_prime)]
 
 AFFINITIES = tuple(each.name.lower() for each in Affinity)
 
@@ -40,6 +52,35 @@ class Backend(Settings):
     check_address: AddressField | None = None  #: who is asked in its place; None: itself
 
 
+class OnDown(Settings):
+    """What becomes of the flows of a backend that goes down, by protocol.
+
+    "move": to another one with their next packet. "keep": they stay. "reset": both ends of TCP connections
+    are told, new ones go elsewhere.
+    """
+
+    tcp: Literal["move", "reset", "keep"] = "move"
+    udp: Literal["move", "keep"] = "move"
+    other: Literal["move", "keep"] = "move"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        if value == "reset":
+            return {"tcp": value}
+        return dict.fromkeys(cls.model_fields, value) if isinstance(value, str) else value
+
+
+class Observe(Settings):
+    """Taking a backend for down by what workers see of it; its checks say when it is up again."""
+
+    unanswered: int = Field(default=3, ge=1, le=1_000_000)  #: connections that are begun, and no packet comes
+    silent_ms: int = Field(default=150, ge=1, le=60_000)  #: for so long
+    refused: int = Field(default=3, ge=1, le=1_000_000)  #: connections, and none is accepted between them
+    errors: int = Field(default=3, ge=1, le=1_000_000)  #: ICMP errors, and no packet comes between them
+    most_share: float = Field(default=0.5, ge=0, le=1)  #: of a service's backends that may be down by this
+
+
 class Service(Settings):
     """VIPs, what is answered on them, and the backends that answer."""
 
@@ -47,6 +88,7 @@ class Service(Settings):
     vips: tuple[InterfaceField, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
     scheduler: Annotated[str, one_of(SCHEDULERS)] = "wrr"
+    table_size: Prime = MAX_ROUND  #: slots of Maglev's table
     affinity: Annotated[str, one_of(AFFINITIES)] = "source"  #: what makes packets one flow
     forwarding: Annotated[str, one_of(FORWARDINGS)] = "rewrite"  #: who writes the addresses
     tcp_idle_s: IdleSeconds = 7_500  #: more than TCP's keepalive of 7,200 (RFC 9293, 3.8.4)
@@ -61,7 +103,18 @@ class Service(Settings):
     checks_needed: Literal["all", "any"] = "all"  #: which of them a backend has to pass
     #: What a backend counts as until it was checked; None: down if it joins a service that runs, else up.
     initial: Literal["up", "down"] | None = None
+    on_down: OnDown = OnDown()
+    all_down: Literal["drop", "reject", "spread"] = "drop"  #: what is done while no backend is usable
+    observe: Observe | None = None  #: None: only checks say what is down
     backends: tuple[Backend, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _observe_has_means(self) -> Self:
+        if self.observe and not self.checks:
+            raise ValueError("observe: expected a check too, or nothing would say that a backend is up again")
+        if self.observe and self.forwarding != "rewrite":
+            raise ValueError('observe: expected forwarding = "rewrite": else workers see no answers')
+        return self
 
 
 class NetworkSetup(Settings):
@@ -91,7 +144,7 @@ class Config(Settings):
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
     #: So long a stop tells both ends of TCP connections that they are over.
     goodbye_s: Annotated[float, Field(ge=0, le=60)] = 2.0
-    user: str = Field(default="nobody", min_length=1)
+    user: str = Field(default_factory=default_user, min_length=1)
     control_group: Annotated[str, Field(min_length=1)] | None = (
         None  #: may use the control socket, as root may
     )

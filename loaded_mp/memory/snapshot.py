@@ -19,7 +19,7 @@ MAX_SERVICES = 2048
 MAX_VIPS = 4096
 MAX_LISTENERS = 8192
 MAX_BACKENDS = 8192
-MAX_SLOTS = 1 << 20
+MAX_SLOTS = 1 << 21
 
 
 class Answer(IntEnum):
@@ -35,6 +35,10 @@ class Pick(IntEnum):
     NEXT = 0  #: the slots in turn, over all workers
     HASH = 1  #: the slot that the flow's address has for good
     LEAST = 2  #: the backend with the fewest (open flows + plus) for its weight, the first of equals
+    IDLE = 3  #: the first backend without open flows, else as LEAST
+    ROOM = 4  #: the first backend with fewer open flows than its weight
+    TWO = 5  #: of two slots taken at random the one with fewer (open flows + plus) for its weight
+    DESTINATION = 6  #: the slot that the VIP has for good
 
 
 class Affinity(IntEnum):
@@ -66,6 +70,7 @@ class ServiceColumn(IntEnum):
     PICK = 8  #: a Pick
     PLUS = 9  #: for Pick.LEAST
     WEIGHTED = 10  #: for Pick.LEAST: 0: all weights count as 1
+    REJECTS = 11  #: 1: without a backend packets are rejected, 0: dropped
 
 
 class Flag(IntEnum):
@@ -74,7 +79,11 @@ class Flag(IntEnum):
     USABLE = 1  #: its flows stay
     SEVERAL = 2  #: its service has several VIPs: a reply alone does not say which
     ENDING = 4  #: what one end of its TCP connections sends reaches the other as a reset
-    ENDED = 8  #: what clients send on them is left to this machine, which answers with a reset
+    ENDED = 8  #: what clients send on them is rejected
+    RESET = 16  #: both of that for its TCP connections, but new ones go elsewhere
+    KEEP_TCP = 32  #: its flows stay, though it is not usable, for packets of this protocol
+    KEEP_UDP = 64
+    KEEP_OTHER = 128
 
 
 class Snapshot(NamedTuple):
@@ -86,7 +95,7 @@ class Snapshot(NamedTuple):
     vip_bytes: npt.NDArray[np.uint8]  #: [MAX_VIPS, 16] by VIP id, network byte order, IPv4 in the first 4
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 4], see ListenerColumn
-    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 11] by service id, see ServiceColumn
+    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 12] by service id, see ServiceColumn
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service

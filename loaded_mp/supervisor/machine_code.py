@@ -14,6 +14,7 @@ from loaded_mp.flows.table import MAX_VALUE, count, expire, forget
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers.scheduler import Candidates
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def _steps(memory: SharedMemory) -> Iterator[tuple[str, Callable[[], object]]]:
             serve(batch, memory, 0, False)
             give_back(batch, 0)
 
-    yield "schedulers", lambda: [each.slots(np.ones(1, np.int64)) for each in SCHEDULERS.values()]
+    candidates = Candidates(np.ones(1, np.int64), np.ones(1, np.uint64), 3)
+    yield "schedulers", lambda: [each.slots(candidates) for each in SCHEDULERS.values()]
     yield "flow table", sweep
     yield "atomics", lambda: add(memory.generation, 0, np.uint64(0))
     yield "loop", loop

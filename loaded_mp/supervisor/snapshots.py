@@ -1,5 +1,6 @@
 """Building snapshots: from services and the states of their backends to what workers read."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -12,7 +13,7 @@ from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import Affinity, Flag, Snapshot
 from loaded_mp.packet.address import address128
 from loaded_mp.schedulers import SCHEDULERS
-from loaded_mp.schedulers.scheduler import Slots
+from loaded_mp.schedulers.scheduler import Candidates, Slots
 from loaded_mp.services import Family, Part
 from loaded_mp.supervisor.state import BackendState
 
@@ -79,7 +80,7 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
             number,
             part.id,
             next(iter(part.vips)),
-            states[number].flags | (Flag.SEVERAL if len(part.vips) > 1 else 0),
+            states[number].flags(part.service.on_down) | (Flag.SEVERAL if len(part.vips) > 1 else 0),
             0 if states[number].stops and some_go_on else states[number].effective_weight(backend.weight),
         )
         for part in parts
@@ -119,7 +120,9 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part]) -> None:
     for part in parts:
         service, scheduler = part.service, SCHEDULERS[part.service.scheduler]
         ids = np.fromiter(part.backends, np.uint16, len(part.backends))
-        slots = ids[_slots(service.scheduler, tuple(snapshot.backend_weights[ids].tolist()))]
+        keys = tuple(_key(backend.address) for backend in part.backends.values())
+        weights = tuple(snapshot.backend_weights[ids].tolist())
+        slots = ids[_slots(service.scheduler, weights, keys, service.table_size)]
         snapshot.slots[at : at + slots.size] = slots
         snapshot.services[part.id] = (
             at,
@@ -133,10 +136,17 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part]) -> None:
             scheduler.pick,
             scheduler.plus,
             scheduler.weighted,
+            service.all_down == "reject",
         )
         at += slots.size
 
 
+def _key(address: Address) -> int:
+    """A number of 64 bits that an address has everywhere."""
+    return int.from_bytes(hashlib.blake2b(address.packed, digest_size=8).digest())
+
+
 @lru_cache(maxsize=256)
-def _slots(scheduler: str, weights: tuple[int, ...]) -> Slots:
-    return SCHEDULERS[scheduler].slots(np.array(weights, np.int64))
+def _slots(scheduler: str, weights: tuple[int, ...], keys: tuple[int, ...], table_size: int) -> Slots:
+    candidates = Candidates(np.array(weights, np.int64), np.array(keys, np.uint64), table_size)
+    return SCHEDULERS[scheduler].slots(candidates)

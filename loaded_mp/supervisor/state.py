@@ -9,6 +9,7 @@ from enum import IntEnum, StrEnum
 from loaded_mp.checks.check import Check, Finding
 from loaded_mp.checks.health import Health
 from loaded_mp.checks.runner import Result
+from loaded_mp.config.model import OnDown
 from loaded_mp.memory.snapshot import Flag
 from loaded_mp.status import Wanted
 
@@ -29,6 +30,13 @@ class Change(StrEnum):
     SHARE = "backend-share"  #: what goes to it, by its agent's word or a weighted command
 
 
+#: Flags of what becomes of the flows of a backend that is down, by setting and protocol.
+_ON_DOWN = (
+    ("tcp", "keep", Flag.KEEP_TCP),
+    ("tcp", "reset", Flag.RESET),
+    ("udp", "keep", Flag.KEEP_UDP),
+    ("other", "keep", Flag.KEEP_OTHER),
+)
 _UNASKED = Finding(said="not checked yet")
 
 
@@ -57,14 +65,17 @@ class BackendState:
     since_s: float = field(default_factory=time.monotonic)  #: when it last went up or down, CLOCK_MONOTONIC
     cause: str = ""  #: why
     stops: Stops = Stops.NOT
+    observed_down: bool = False  #: it is down by what was seen of it
     checks: dict[Check, Checked] = field(default_factory=dict)
     noted: dict[int, Checked] | None = None  #: by an earlier supervisor, by `Check.key`; None: there was none
     needed: str = "all"  #: "all" or "any" of the checks
 
-    @property
-    def flags(self) -> int:
+    def flags(self, on_down: OnDown) -> int:
         """For workers: values of Flag."""
-        return self.usable * Flag.USABLE | self.stops
+        flags = self.usable * Flag.USABLE | self.stops
+        if not self.up and Wanted.MAINTENANCE not in self._wanted:
+            flags |= sum(flag for protocol, word, flag in _ON_DOWN if getattr(on_down, protocol) == word)
+        return flags
 
     @property
     def usable(self) -> bool:
@@ -114,20 +125,31 @@ class BackendState:
         health = before.health.after(result.finding.fault is None, check.rise, check.fall)
         finding = result.finding.after(before.finding)
         self.checks[check] = after = Checked(health, finding, result.started_s, result.took_s)
-        if health.up != before.health.up and self._settle(result.text):
+        if self._settle(result.text):
             return Change.UP if self.up else Change.DOWN
-        if before.health.guessed and not (
-            self.up or health.up
-        ):  # the guess was right, and now there is a cause
-            self.cause = result.text
+        if before.health.guessed and not self.up and not health.up:
+            self.cause = result.text  # the guess was right
             return Change.DOWN
         return Change.SHARE if after.share != before.share else None
 
+    def observed(self, cause: str) -> bool:
+        """Be down by what was seen of it, until its checks say that it is up; whether it was up."""
+        self.checks = {check: Checked(Health(False, guessed=False), Finding(cause)) for check in self.checks}
+        self.observed_down = self._settle(cause)
+        return self.observed_down
+
     def _settle(self, cause: str) -> bool:
-        """Draw the conclusion from all checks; whether it is another one than before."""
-        says = [each.health.up for each in self.checks.values()]
+        """Draw the conclusion from all checks; whether it is another one than before.
+
+        Of those that may be silent only what they have said counts, unless there are no others.
+        """
+        loud = [
+            each for check, each in self.checks.items() if check.silence_is_fault or not each.health.guessed
+        ]
+        says = [each.health.up for each in loud or self.checks.values()]
         up = any(says) if self.needed == "any" and says else all(says)
         if up == self.up:
             return False
         self.up, self.since_s, self.cause = up, time.monotonic(), cause
+        self.observed_down = False
         return True

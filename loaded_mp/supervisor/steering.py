@@ -123,7 +123,8 @@ class Steering:
         states = self._backends.states
         return sum(
             most_slots(
-                [states[number].effective_weight(each.weight) for number, each in part.backends.items()]
+                part.service,
+                [states[number].effective_weight(each.weight) for number, each in part.backends.items()],
             )
             for part in self._backends.services.parts
         )

@@ -6,7 +6,8 @@ from building import new_snapshot, service
 from loaded_mp.config.model import Config, Service
 from loaded_mp.control.commands import CommandError
 from loaded_mp.memory.shared import SharedMemory, new_shared_memory
-from loaded_mp.memory.snapshot import Flag, Snapshot
+from loaded_mp.memory.snapshot import MAX_SLOTS, Flag, Snapshot
+from loaded_mp.schedulers.scheduler import MAX_ROUND
 from loaded_mp.status import Wanted
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
@@ -143,16 +144,20 @@ def test_words_outlive_a_hand_over(world: World) -> None:
 
 
 def test_weights_that_workers_have_no_room_for_are_refused() -> None:
-    services = [
-        service(f"s{n}", [f"192.0.2.{n + 1}"], {"10.0.0.1": 65_535, "10.0.0.2": 65_535}) for n in range(20)
-    ]
-    world = World(*services)
-    for n in range(15):
-        world.steering.weigh(65_534, "10.0.0.1", f"s{n}")
+    full = (MAX_SLOTS - 100) // MAX_ROUND  # so many services with all the slots that there may be have room
+    names = [f"s{number}" for number in range(full + 2)]
+    world = World(
+        *(
+            service(name, [f"192.0.2.{number + 1}"], {"10.0.0.1": 65_535, "10.0.0.2": 65_535})
+            for number, name in enumerate(names)
+        )
+    )
+    for name in names[:full]:
+        world.steering.weigh(65_534, "10.0.0.1", name)
     world.snapshot()
-    with pytest.raises(CommandError, match="room for 1,048,576 scheduler slots"):
-        world.steering.weigh(65_534, "10.0.0.1", "s15")
-    assert world.effective(*world.steering.find("10.0.0.1", "s15")) == (65_535, True)
+    with pytest.raises(CommandError, match=f"room for {MAX_SLOTS:,} scheduler slots"):
+        world.steering.weigh(65_534, "10.0.0.1", names[full])
+    assert world.effective(*world.steering.find("10.0.0.1", names[full])) == (65_535, True)
 
 
 def test_checks_that_were_not_asked_say_so(world: World) -> None:

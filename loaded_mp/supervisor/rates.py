@@ -14,6 +14,7 @@ from loaded_mp.supervisor.accounting import Accounting
 
 #: As often as others than workers are read: between two of their readings nothing would seem to happen.
 _INTERVAL_S = 5.0
+_NAMES = [each.name.lower() for each in BackendCounter]
 
 
 class Rates:
@@ -38,12 +39,12 @@ class Rates:
         """Let the rates be those since the last reading."""
         now_s, now = self._clock(), self._counted()
         # What fell is of another backend that has the id now.
-        self._rates = np.maximum(now - self._last, 0) / max(now_s - self._read_s, 0.001)
+        self._rates = np.round(np.maximum(now - self._last, 0) / max(now_s - self._read_s, 0.001), 1)
         self._read_s, self._last = now_s, now
 
     def of(self, number: int) -> dict[str, float]:
         """The rates of a backend id, by the lower-case names of BackendCounter."""
-        return {each.name.lower(): round(float(self._rates[number, each]), 1) for each in BackendCounter}
+        return dict(zip(_NAMES, self._rates[number].tolist(), strict=True))
 
     def _counted(self) -> npt.NDArray[np.float64]:
         """float64[MAX_BACKENDS, len(BackendCounter)]."""

@@ -187,7 +187,7 @@ class Ids:
             advice = "use port ranges or fewer entries in listen"
             raise TooLargeError("listeners on its VIPs", listeners, MAX_LISTENERS, advice)
         slots = sum(
-            _most_slots(service, [each.weight for each in backends]) for service, _, _, backends in families
+            most_slots(service, [each.weight for each in backends]) for service, _, _, backends in families
         )
         if slots > MAX_SLOTS:
             raise TooLargeError(
@@ -229,7 +229,7 @@ class Ids:
 _FAMILIES: tuple[Family, ...] = (4, 6)
 
 
-def _most_slots(service: Service, weights: list[int]) -> int:
+def most_slots(service: Service, weights: list[int]) -> int:
     """How many slots a service takes at the most for these weights, whichever of them are set to 0."""
     if SCHEDULERS[service.scheduler].fills_table:
         return service.table_size

@@ -15,19 +15,26 @@ from loaded_mp.config.source import Source
 _COMMANDS = {
     "add": "Add a backend while the daemon runs.",
     "check-config": "Check a configuration and say what it means.",
+    "checks": "Show what checks found the last time.",
     "cleanup": "Take back what a killed daemon left on this host.",
     "completion": "Print the script that completes commands in your shell.",
     "convert": "Turn a classic file into TOML.",
     "demo": "Show it on real traffic in a network of namespaces.",
     "diagnose": "Is this machine able to run loaded-mp?",
+    "drain": "Give a backend no new clients; those that it has stay.",
+    "events": "Show the last changes and their causes.",
+    "maintenance": "Send nothing to a backend.",
     "plan": "Print every change to this host without doing it.",
+    "ready": "Let a backend serve again.",
     "reload": "Let the running daemon read its configuration again.",
     "remove": "Take a backend out while the daemon runs.",
     "restart": "Let the running daemon become the program that is installed now.",
     "save": "Write what was changed at run time into the file.",
     "status": "Show what the running daemon does.",
     "stop": "End the running daemon and wait until it is gone.",
+    "top": "Show services and backends, live.",
     "warm-up": "Compile now, so that the first start is a fast one.",
+    "weight": "Give a backend another share of new clients.",
 }
 
 

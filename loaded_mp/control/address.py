@@ -9,7 +9,7 @@ from loaded_mp.network.record import DIRECTORY
 TIMEOUT_S = 10.0
 #: That of a command that other programs may hold up, such as iptables' lock. Each of its steps is bounded.
 LONG_TIMEOUT_S = 600.0
-#: Who may ask: root. Connections of others are closed unread.
+#: Who may ask: root, and the members of `control_group`. Connections of others are closed unread.
 ALLOWED_USER = 0
 
 

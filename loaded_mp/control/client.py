@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 #: So long a command waits for a daemon that is restarting.
 RESTART_S = 10.0
 _POLL_S = 0.05
-_ONLY_ROOT = "only root may talk to the daemon; use sudo"
+_ONLY_ROOT = "only root, and the group that is set as control_group, may talk to the daemon; use sudo"
 
 
 class ControlError(Exception):

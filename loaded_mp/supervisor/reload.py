@@ -41,6 +41,7 @@ _FIXED = (
     "flows",
     "user",
     "metrics_listen",
+    "control_group",
 )
 
 Load = Callable[[], Config]

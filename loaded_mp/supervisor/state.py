@@ -46,7 +46,8 @@ class Checked:
 
     health: Health
     finding: Finding = _UNASKED
-    took_s: float = 0.0  #: the last attempt
+    asked_s: float | None = None  #: CLOCK_MONOTONIC; None: not yet
+    took_s: float | None = None
 
     @property
     def share(self) -> tuple[int | None, int | None, str | None]:
@@ -122,7 +123,8 @@ class BackendState:
             return None
         before = self.checks[check]
         health = before.health.after(result.finding.fault is None, check.rise, check.fall)
-        self.checks[check] = after = Checked(health, result.finding.after(before.finding), result.took_s)
+        finding = result.finding.after(before.finding)
+        self.checks[check] = after = Checked(health, finding, result.started_s, result.took_s)
         if self._settle(result.text):
             return Change.UP if self.up else Change.DOWN
         if before.health.guessed and not self.up and not health.up:

@@ -49,7 +49,8 @@ class Rates:
     def _counted(self) -> npt.NDArray[np.float64]:
         """float64[MAX_BACKENDS, len(BackendCounter)]."""
         counted = np.zeros((MAX_BACKENDS, len(BackendCounter)))
-        for row in self._memory.backends:  # one by one: a sum over all would copy many MiB
+        # One by one: a sum over all would copy many MiB.
+        for row in self._memory.backends[: self._memory.rows[0]]:
             counted += row[:, : len(BackendCounter)]
         for number, more in self._accounting.counted.items():
             for column, value in more.items():

@@ -16,7 +16,7 @@ import numpy as np
 from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.fields import Address
 from loaded_mp.memory.snapshot import MAX_BACKENDS, MAX_LISTENERS, MAX_SERVICES, MAX_SLOTS, MAX_VIPS
-from loaded_mp.schedulers.scheduler import MAX_ROUND
+from loaded_mp.schedulers.scheduler import MAX_ROUND, RISE_STEPS
 
 Family = Literal[4, 6]
 Key = TypeVar("Key", bound=Hashable)
@@ -173,7 +173,10 @@ class Ids:
         if listeners > MAX_LISTENERS:
             advice = "use port ranges or fewer entries in listen"
             raise TooLargeError("listeners on its VIPs", listeners, MAX_LISTENERS, advice)
-        slots = sum(_most_slots([each.weight for each in backends]) for _, _, _, backends in families)
+        slots = sum(
+            _most_slots([each.weight for each in backends], RISE_STEPS if service.slow_start_s else 1)
+            for service, _, _, backends in families
+        )
         if slots > MAX_SLOTS:
             raise TooLargeError(
                 "scheduler slots", slots, MAX_SLOTS, "use smaller weights of the same proportion"
@@ -214,6 +217,10 @@ class Ids:
 _FAMILIES: tuple[Family, ...] = (4, 6)
 
 
-def _most_slots(weights: list[int]) -> int:
-    """How many slots any scheduler takes for these weights, whichever of them are set to 0."""
-    return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))
+def _most_slots(weights: list[int], steps: int) -> int:
+    """How many slots any scheduler takes for these weights, whichever of them are set to 0.
+
+    Each weight may rise in so many `steps`.
+    """
+    together = 1 if steps > 1 else max(1, int(np.gcd.reduce(weights or [1])))
+    return max(len(weights), min(steps * sum(weights) // together, MAX_ROUND))

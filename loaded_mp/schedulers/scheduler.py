@@ -13,6 +13,8 @@ Weights = npt.NDArray[np.int64]
 
 #: Slots in one round at the most.
 MAX_ROUND = 1 << 16
+#: In so many parts a weight is counted while some backend of the service starts slowly.
+RISE_STEPS = 20
 
 
 @dataclass(frozen=True)

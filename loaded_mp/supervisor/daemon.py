@@ -215,6 +215,8 @@ class Daemon:
                     self.drift.run(),
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),
+                    self.changes.rise(),
+                    self.backends.quorum.run(),
                     Tracking().run(),
                     self._reloads(),
                 )

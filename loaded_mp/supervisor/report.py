@@ -97,7 +97,7 @@ class Report:
             up=state.up,
             wanted=state.wanted,
             since_s=time.monotonic() - state.since_s,
-            cause=state.cause,
+            cause=state.why,
             certificate_expires_s=state.certificate_expires_s,
             flows=int(self.flows.counts[number]),
             counters=_counts(BackendCounter, self.memory.backends[:, number].sum(axis=0), forwarded),

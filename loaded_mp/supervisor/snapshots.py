@@ -14,6 +14,7 @@ from loaded_mp.packet.address import address128
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import Slots
 from loaded_mp.services import Family, Part
+from loaded_mp.supervisor.service_state import weights
 from loaded_mp.supervisor.state import BackendState
 
 #: IANA protocol numbers by what a listener says.
@@ -80,14 +81,14 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
             part.id,
             next(iter(part.vips)),
             states[number].flags | (Flag.SEVERAL if len(part.vips) > 1 else 0),
-            0 if states[number].stops and some_go_on else states[number].effective_weight(backend.weight),
+            0 if states[number].stops and some_go_on else weight,
         )
         for part in parts
         for some_go_on in [not all(states[number].stops for number in part.backends)]
-        for number, backend in part.backends.items()
+        for number, weight in zip(part.backends, weights(part, states), strict=True)
     ]
     addresses = [backend.address for part in parts for backend in part.backends.values()]
-    ids, services, vips, flags, weights = np.array(rows, np.int64).reshape(-1, 5).T
+    ids, services, vips, flags, effective = np.array(rows, np.int64).reshape(-1, 5).T
     snapshot.backend_services[:] = -1
     snapshot.backend_services[ids] = services
     snapshot.backend_vips[:] = -1
@@ -95,7 +96,7 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
     snapshot.backend_flags[:] = 0
     snapshot.backend_flags[ids] = flags
     snapshot.backend_weights[:] = 0
-    snapshot.backend_weights[ids] = weights
+    snapshot.backend_weights[ids] = effective
     snapshot.backend_bytes[ids] = _bytes(addresses)
 
 

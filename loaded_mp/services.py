@@ -174,7 +174,7 @@ class Ids:
             advice = "use port ranges or fewer entries in listen"
             raise TooLargeError("listeners on its VIPs", listeners, MAX_LISTENERS, advice)
         slots = sum(
-            _most_slots([each.weight for each in backends], RISE_STEPS if service.slow_start_s else 1)
+            most_slots([each.weight for each in backends], rise_steps(service))
             for service, _, _, backends in families
         )
         if slots > MAX_SLOTS:
@@ -217,7 +217,12 @@ class Ids:
 _FAMILIES: tuple[Family, ...] = (4, 6)
 
 
-def _most_slots(weights: list[int], steps: int) -> int:
+def rise_steps(service: Service) -> int:
+    """As how much a weight of 1 may count, so that it can rise."""
+    return RISE_STEPS if service.slow_start_s else 1
+
+
+def most_slots(weights: list[int], steps: int) -> int:
     """How many slots any scheduler takes for these weights, whichever of them are set to 0.
 
     Each weight may rise in so many `steps`.

@@ -5,6 +5,7 @@ an enumeration in memory/counters.py in lower case; the enumeration says what is
 """
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,15 +27,17 @@ class BackendStatus(_Model):
 
     name: str
     address: str
-    weight: int
+    weight: int  #: as configured
+    weight_wanted: int | None = None  #: the operator's, in its place
     effective_weight: int  #: 0 while it is down
     wanted: Wanted
     up: bool
     since_s: float  #: seconds since it last went up or down
     cause: str  #: why it did; empty if nothing has happened yet
     certificate_expires_s: float | None = None  #: Unix time; None: no check has seen one
-    flows: int  #: entries of the flow table, as of the last sweep
+    flows: int  #: open now
     counters: dict[str, int]  #: see BackendCounter
+    rates: dict[str, float]  #: of the same, per second
 
 
 class ServiceStatus(_Model):
@@ -44,7 +47,39 @@ class ServiceStatus(_Model):
     vips: tuple[str, ...]
     listen: tuple[str, ...]  #: as in the configuration; empty: everything
     scheduler: str
+    forwarding: str
+    affinity: str
+    checks: tuple[str, ...]  #: what backends are asked for; empty: they are not checked
+    checks_needed: str  #: "all" or "any" of them
     backends: tuple[BackendStatus, ...]
+
+
+class CheckStatus(_Model):
+    """What one check of one backend has found the last time."""
+
+    service: str
+    backend: str
+    address: str  #: of the backend
+    check: str  #: what is asked, as in "connect to 10.0.0.1:80"
+    up: bool  #: what its results so far say
+    passed: bool | None  #: what the last one said; None: there was none yet
+    said: str  #: what was found, in words
+    age_s: float | None  #: seconds since it was asked
+    took_s: float | None  #: seconds until it answered, or was given up
+    interval_s: float
+
+
+class Event(_Model):
+    """A change, as the log has it."""
+
+    number: int  #: 1 for the first of a daemon and those whose memory it goes on with
+    time_s: float  #: Unix time
+    level: Literal["info", "warning", "error", "critical"]
+    event: str
+    service: str = ""
+    backend: str = ""
+    cause: str = ""
+    more: dict[str, str] = {}  #: everything else that the line says
 
 
 class WorkerStatus(_Model):

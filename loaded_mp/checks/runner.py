@@ -48,6 +48,7 @@ class Result:
     target: Target
     finding: Finding
     started_s: float  #: CLOCK_MONOTONIC
+    took_s: float = 0.0
 
     @property
     def backend(self) -> int:
@@ -120,7 +121,8 @@ class Runner:
 
     async def _ask(self, target: Target) -> Result | None:
         """Ask once; None if nothing was learnt."""
-        started_s = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        started_s = clock()
         try:
             finding = await self._attempt(target)
         except LocalError as error:
@@ -130,7 +132,7 @@ class Runner:
             self._say_silent(target, str(error))
             return None
         self._silent.discard(target)
-        return Result(target, finding, started_s)
+        return Result(target, finding, started_s, clock() - started_s)
 
     async def _attempt(self, target: Target) -> Finding:
         check = target.check

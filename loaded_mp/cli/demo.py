@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from loaded_mp.cli.status import services_table
+from loaded_mp.cli.table import services_text
 from loaded_mp.lab import demo as steps
 from loaded_mp.lab.interrupt import interrupt_on_signals
 from loaded_mp.lab.lab import VIPS, Lab
@@ -88,7 +88,7 @@ def _picture(console: Console, demo: steps.Demo) -> RenderableType:
     parts: list[RenderableType] = []
     status = _status(demo)
     if status:
-        parts += [services_table(console, status), ""]
+        parts += [services_text(status.services), ""]
     parts.append(_summary(demo))
     if demo.steps and demo.steps[-1].passed is None:
         seconds = time.monotonic() - demo.steps[-1].began_s

@@ -14,17 +14,24 @@ from loaded_mp.config.source import Source
 #: Subcommand -> what `--help` says of it. Each is `command` in the module of its name.
 _COMMANDS = {
     "check-config": "Check a configuration and say what it means.",
+    "checks": "Show what checks found the last time.",
     "cleanup": "Take back what a killed daemon left on this host.",
     "completion": "Print the script that completes commands in your shell.",
     "convert": "Turn a classic file into TOML.",
     "demo": "Show it on real traffic in a network of namespaces.",
     "diagnose": "Is this machine able to run loaded-mp?",
+    "drain": "Give a backend no new clients; those that it has stay.",
+    "events": "Show the last changes and their causes.",
+    "maintenance": "Send nothing to a backend.",
     "plan": "Print every change to this host without doing it.",
+    "ready": "Let a backend serve again.",
     "reload": "Let the running daemon read its configuration again.",
     "restart": "Let the running daemon become the program that is installed now.",
     "status": "Show what the running daemon does.",
     "stop": "End the running daemon and wait until it is gone.",
+    "top": "Show services and backends, live.",
     "warm-up": "Compile now, so that the first start is a fast one.",
+    "weight": "Give a backend another share of new clients.",
 }
 
 

@@ -108,5 +108,8 @@ class Config(Settings):
     #: So long a stop tells both ends of TCP connections that they are over.
     goodbye_s: Annotated[float, Field(ge=0, le=60)] = 2.0
     user: str = Field(default="nobody", min_length=1)
+    control_group: Annotated[str, Field(min_length=1)] | None = (
+        None  #: may use the control socket, as root may
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics_listen: HostAndPort = "127.0.0.1:9128"  #: of /metrics; empty: none

@@ -7,7 +7,7 @@ from loaded_mp.network.record import DIRECTORY
 
 #: How long one command may take, in seconds.
 TIMEOUT_S = 10.0
-#: Who may ask: root. Connections of others are closed unread.
+#: Who may ask: root, and the members of `control_group`. Connections of others are closed unread.
 ALLOWED_USER = 0
 
 

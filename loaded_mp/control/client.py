@@ -13,7 +13,7 @@ from loaded_mp.control.address import ALLOWED_USER, TIMEOUT_S, control_path, loc
 from loaded_mp.status import Status
 
 Answer = TypeVar("Answer")
-_ONLY_ROOT = "only root may talk to the daemon; use sudo"
+_ONLY_ROOT = "only root, and the group that is set as control_group, may talk to the daemon; use sudo"
 
 
 class ControlError(Exception):

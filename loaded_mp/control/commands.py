@@ -1,14 +1,32 @@
 """What a running daemon can be asked."""
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from loaded_mp.status import Status
+from pydantic import Field
+
+from loaded_mp.status import CheckStatus, Event, ServiceStatus, Status, Wanted
+
+Weight = Annotated[int, Field(ge=0, le=65_535)]
+#: Less than a client waits for an answer.
+WaitSeconds = Annotated[float, Field(ge=0, le=8)]
+
+
+class CommandError(Exception):
+    """A command cannot be done as it was asked for; the text says why, for people."""
 
 
 class Daemon(Protocol):
     """What the commands need of the daemon."""
 
-    def status(self) -> Status: ...
+    def status(self, service: str | None = None) -> Status: ...
+
+    def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]: ...
+
+    def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]: ...
+
+    def checks_of(self, backend: str | None, service: str | None) -> list[CheckStatus]: ...
+
+    async def events_after(self, number: int, wait_s: float) -> list[Event]: ...
 
     async def reload(self) -> list[str]: ...
 
@@ -23,9 +41,35 @@ class Commands:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
-    async def status(self) -> Status:
-        """What the daemon says of itself."""
-        return self._daemon.status()
+    async def status(self, service: str | None = None) -> Status:
+        """What the daemon says of itself; with `service` only of that one."""
+        return self._daemon.status(service)
+
+    async def drain(self, backend: str, service: str | None = None) -> list[ServiceStatus]:
+        """Give a backend no new flows; those that it has stay. What it is now, as in `status`."""
+        return self._daemon.want(Wanted.DRAIN, backend, service)
+
+    async def maintenance(self, backend: str, service: str | None = None) -> list[ServiceStatus]:
+        """Send nothing to a backend: its flows move at their next packet. What it is now, as in `status`."""
+        return self._daemon.want(Wanted.MAINTENANCE, backend, service)
+
+    async def ready(self, backend: str, service: str | None = None) -> list[ServiceStatus]:
+        """End `drain` and `maintenance` of a backend. What it is now, as in `status`."""
+        return self._daemon.want(Wanted.READY, backend, service)
+
+    async def weight(
+        self, backend: str, weight: Weight | None = None, service: str | None = None
+    ) -> list[ServiceStatus]:
+        """Give a backend another weight than the configured one, or that again. What it is now."""
+        return self._daemon.weigh(weight, backend, service)
+
+    async def checks(self, backend: str | None = None, service: str | None = None) -> list[CheckStatus]:
+        """What checks found the last time: of all backends, or of one."""
+        return self._daemon.checks_of(backend, service)
+
+    async def events(self, after: int = 0, wait_s: WaitSeconds = 0) -> list[Event]:
+        """The last changes that have a higher number; if there are none, wait for one."""
+        return await self._daemon.events_after(after, wait_s)
 
     async def reload(self) -> list[str]:
         """Read the configuration again; the mistakes that kept the daemon from it."""

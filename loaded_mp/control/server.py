@@ -1,10 +1,13 @@
 """The daemon's side of the control socket: POST /COMMAND, arguments and answer as JSON. No threads."""
 
 import fcntl
+import grp
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -13,10 +16,13 @@ from pydantic_core import to_json
 
 from loaded_mp.accepting import serve_http
 from loaded_mp.control.address import ALLOWED_USER, control_path, lock_path
-from loaded_mp.control.commands import COMMANDS, Commands
+from loaded_mp.control.commands import COMMANDS, CommandError, Commands
 from loaded_mp.network.errors import NetworkError
 
 _MOST_CONNECTIONS = 32
+#: The same on all machines but parisc and sparc (asm-generic/socket.h).
+_SO_PEERGROUPS = 59
+_MOST_GROUPS = 256  #: what Python has room for
 
 
 class AlreadyRunningError(Exception):
@@ -24,11 +30,11 @@ class AlreadyRunningError(Exception):
 
 
 @contextmanager
-def control_socket() -> Iterator[socket.socket]:
+def control_socket(group: str | None = None) -> Iterator[socket.socket]:
     """The control socket, bound; as long as the context lasts we are the one daemon of the network namespace.
 
-    It has a path, so that others than root can neither connect nor be there first. Raises
-    AlreadyRunningError, or NetworkError if it cannot be made.
+    It has a path, so that others than root, and the members of `group`, can neither connect nor be there
+    first. Raises AlreadyRunningError, or NetworkError if it cannot be made.
     """
     path = control_path()
     with ExitStack() as stack:
@@ -40,6 +46,9 @@ def control_socket() -> Iterator[socket.socket]:
             control.bind(str(path))
             stack.callback(path.unlink, missing_ok=True)
             path.chmod(0o600)
+            if group is not None:
+                os.chown(path, -1, group_number(group))
+                path.chmod(0o660)
         except OSError as error:
             raise NetworkError(
                 f"{path}: {error.strerror}; loaded-mp has to run as root and to write there"
@@ -65,23 +74,47 @@ def _lock(stack: ExitStack, path: Path) -> None:
 
 
 @asynccontextmanager
-async def serve_control(control: socket.socket, commands: Commands) -> AsyncIterator[None]:
-    """Answer commands as long as the context lasts."""
+async def serve_control(
+    control: socket.socket, commands: Commands, group: str | None = None
+) -> AsyncIterator[None]:
+    """Answer commands of root and of the members of `group` as long as the context lasts."""
+    members = None if group is None else group_number(group)
 
     async def post(request: web.Request) -> web.Response:
         answer = await _answer(commands, request.match_info["command"], await request.text())
         return web.json_response(body=answer)
 
     routes = [web.post("/{command}", post)]
-    async with serve_http("control", routes, [control], _MOST_CONNECTIONS, _only_root):
+    async with serve_http("control", routes, [control], _MOST_CONNECTIONS, partial(_refusal, members)):
         yield
 
 
-def _only_root(connection: socket.socket) -> str:
-    """Why others than root are refused (SO_PEERCRED, unix(7))."""
+def group_number(group: str) -> int:
+    """The number of a group. Raises NetworkError if there is none of that name."""
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise NetworkError(
+            f"control_group: there is no group {group!r}; make it with 'groupadd --system {group}'"
+        ) from None
+
+
+def _refusal(members: int | None, connection: socket.socket) -> str:
+    """Why others than root and the members of a group are refused (SO_PEERCRED, unix(7))."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
-    return "" if user == ALLOWED_USER else f"user {user} is not root"
+    _, user, group = struct.unpack("3i", credentials)
+    if user == ALLOWED_USER or members in (group, *_more_groups(connection)):
+        return ""
+    return f"user {user} is not root" + ("" if members is None else ", nor in control_group")
+
+
+def _more_groups(connection: socket.socket) -> tuple[int, ...]:
+    """The supplementary groups of the other end when it connected."""
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS * 4)
+    except OSError:  # more than that
+        return ()
+    return struct.unpack(f"{len(groups) // 4}i", groups)
 
 
 async def _answer(commands: Commands, name: str, arguments: str) -> bytes:
@@ -97,4 +130,7 @@ async def _answer(commands: Commands, name: str, arguments: str) -> bytes:
             ": ".join([*map(str, each["loc"]), each["msg"].lower()]) for each in error.errors()
         )
         raise web.HTTPBadRequest(text=f"wrong arguments for {name}: {faults}") from None
-    return to_json(await answer)
+    try:
+        return to_json(await answer)
+    except CommandError as error:
+        raise web.HTTPBadRequest(text=str(error)) from None

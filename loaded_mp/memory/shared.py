@@ -28,6 +28,8 @@ Counters = npt.NDArray[np.uint64]
 
 #: Bytes of what the supervisor writes down for the one after it, at the most.
 MAX_NOTES_BYTES = 4 << 20
+#: Events that are kept, and bytes of each at the most.
+MAX_EVENTS, EVENT_BYTES = 1_000, 1_024
 
 
 class Stamp(IntEnum):
@@ -55,6 +57,8 @@ class SharedMemory(NamedTuple):
     notes: npt.NDArray[np.uint8]  #: [2, MAX_NOTES_BYTES], the supervisor's, see write_notes
     notes_bytes: Counters  #: uint64[2], how many of each hold
     notes_turn: Counters  #: uint64[1]; notes[turn & 1] hold
+    events: npt.NDArray[np.uint8]  #: [MAX_EVENTS, EVENT_BYTES], the supervisor's, see write_event
+    events_told: Counters  #: uint64[1], how many there were so far
 
 
 def new_shared_memory(flows: int, workers: int) -> SharedMemory:
@@ -89,6 +93,21 @@ def read_notes(memory: SharedMemory) -> bytes:
     return memory.notes[turn, : int(memory.notes_bytes[turn])].tobytes()
 
 
+def write_event(memory: SharedMemory, text: bytes) -> None:
+    """Keep an event, of EVENT_BYTES at most and without zeros, in the place of the oldest."""
+    row = memory.events[int(memory.events_told[0]) % MAX_EVENTS]
+    row[: len(text)] = np.frombuffer(text, np.uint8)
+    row[len(text) :] = 0
+    memory.events_told[0] += np.uint64(1)
+
+
+def read_events(memory: SharedMemory) -> list[bytes]:
+    """The events that are kept, the oldest first. One may be cut if its writer was killed."""
+    told = int(memory.events_told[0])
+    rows = (memory.events[number % MAX_EVENTS] for number in range(max(0, told - MAX_EVENTS), told))
+    return [row.tobytes().rstrip(b"\0") for row in rows]
+
+
 def memory_bytes(flows: int, workers: int) -> int:
     """What `new_shared_memory` takes at the most, in bytes."""
     return size_of(_fields(flows, workers))
@@ -111,6 +130,8 @@ def _in(segment: Segment) -> SharedMemory:
         arrays["notes"],
         arrays["notes_bytes"],
         arrays["notes_turn"],
+        arrays["events"],
+        arrays["events_told"],
     )
 
 
@@ -136,6 +157,8 @@ def _fields(flows: int, workers: int) -> list[Field]:
         Field("notes", np.uint8, (2, MAX_NOTES_BYTES)),
         Field("notes_bytes", np.uint64, (2,)),
         Field("notes_turn", np.uint64, (1,)),
+        Field("events", np.uint8, (MAX_EVENTS, EVENT_BYTES)),
+        Field("events_told", np.uint64, (1,)),
         *snapshot_fields("even_"),
         *snapshot_fields("odd_"),
     ]

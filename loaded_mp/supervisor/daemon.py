@@ -13,19 +13,20 @@ from loaded_mp import worker
 from loaded_mp.checks.runner import Result, Runner
 from loaded_mp.config.model import Config
 from loaded_mp.control.commands import Commands
-from loaded_mp.control.server import control_socket, serve_control
+from loaded_mp.control.server import control_socket, group_number, serve_control
 from loaded_mp.datapath.queue import Queue
 from loaded_mp.log import event
 from loaded_mp.memory.shared import Stamp, fresh_memory, memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.services import worker_count
-from loaded_mp.status import Status
+from loaded_mp.status import CheckStatus, Event, ServiceStatus, Status, Wanted
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.children import Children
 from loaded_mp.supervisor.drift import Drift
+from loaded_mp.supervisor.events import Events
 from loaded_mp.supervisor.handover import (
     Inherited,
     adopt,
@@ -36,9 +37,12 @@ from loaded_mp.supervisor.handover import (
 )
 from loaded_mp.supervisor.network_setup import NetworkSetup
 from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.rates import Rates
 from loaded_mp.supervisor.reload import Load, RefusedError, Reload, read_again
 from loaded_mp.supervisor.report import Report
 from loaded_mp.supervisor.start import clear_up, cores_of, prepare_code, shorten_slices, tell_systemd
+from loaded_mp.supervisor.state import Change
+from loaded_mp.supervisor.steering import Steering
 from loaded_mp.supervisor.sweep import Count, Expire, Sweeper
 from loaded_mp.supervisor.tracking import Tracking
 
@@ -61,6 +65,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._children: Children | None = None
+        self._events = Events()
         self._served = False
         self._taken_back = True
 
@@ -72,6 +77,7 @@ class Daemon:
             self.memory, self._memory_descriptor = self._adopted.memory, self._adopted.descriptor
         else:
             self.memory, self._memory_descriptor = fresh_memory(config.flows, worker_count(config))
+        self._events.keep_in(self.memory)
         self.publisher = Publisher(self.memory, self._running)
         self.backends = Backends(self.memory, config, self._adopted)
         self.changes = Changes(self.backends, self.publisher)
@@ -79,6 +85,8 @@ class Daemon:
         self.sweeper = Sweeper(self.memory.table, Expire(self.memory), self.flows)
         self.drift = Drift()
         self.accounting = Accounting()
+        self.rates = Rates(self.memory, self.accounting)
+        self.steering = Steering(self.backends, self.changes)
         self.network = NetworkSetup(self.drift, self.accounting, self._network_setup)
         self.checks = Runner(self.backends.targets(), self._heard)
         self._reload = Reload(
@@ -95,6 +103,13 @@ class Daemon:
 
     async def run(self) -> bool:
         """Run until SIGTERM or SIGINT; whether this machine is then as it was."""
+        logging.getLogger("loaded_mp").addHandler(self._events)
+        try:
+            return await self._run()
+        finally:
+            logging.getLogger("loaded_mp").removeHandler(self._events)
+
+    async def _run(self) -> bool:
         config = self._config
         memory_mib = memory_bytes(config.flows, worker_count(config)) / (1 << 20)
         log.info(
@@ -105,7 +120,7 @@ class Daemon:
         # A reload that is asked for too early waits; SIGHUP would end the process else.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
         async with contextlib.AsyncExitStack() as stack:
-            control = stack.enter_context(control_socket())
+            control = stack.enter_context(control_socket(config.control_group))
             # Before anything is changed, as the port may be taken.
             scrapes = metrics_sockets(config.metrics_listen) if config.metrics_listen else []
             for each in scrapes:
@@ -198,8 +213,9 @@ class Daemon:
             self.publisher,
             self.accounting,
             self.drift,
+            self.rates,
         )
-        await stack.enter_async_context(serve_control(control, Commands(self)))
+        await stack.enter_async_context(serve_control(control, Commands(self), self._config.control_group))
         if scrapes:
             await stack.enter_async_context(serve_metrics(scrapes, self.status))
 
@@ -218,6 +234,7 @@ class Daemon:
                     self.changes.rise(),
                     self.backends.quorum.run(),
                     Tracking().run(),
+                    self.rates.run(),
                     self._reloads(),
                 )
             ]
@@ -239,7 +256,8 @@ class Daemon:
         if change is None:
             return
         service, backend = self.backends.name(result.backend)
-        log.warning(event(change, service=service, backend=backend, cause=result.text))
+        level = logging.WARNING if change is Change.DOWN else logging.INFO
+        log.log(level, event(change, service=service, backend=backend, cause=result.text))
         usable = self.backends.states[result.backend].usable
         self.changes.tell(*(() if usable else (result.backend,)))
 
@@ -249,9 +267,26 @@ class Daemon:
             self._hangup.clear()
             await self.reload()
 
-    def status(self) -> Status:
-        """What the daemon says of itself, once it runs."""
-        return self._report.status()
+    def status(self, service: str | None = None) -> Status:
+        """What the daemon says of itself, once it runs. Raises CommandError if there is no such service."""
+        self.steering.within(service)
+        return self._report.status(service)
+
+    def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]:
+        """Want this of a backend; what it is now. Raises CommandError if it is not clear which one."""
+        return self._report.services(self.steering.want(wanted, backend, service))
+
+    def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]:
+        """Give a backend another weight; None: the configured one. What it is now. Raises CommandError."""
+        return self._report.services(self.steering.weigh(weight, backend, service))
+
+    def checks_of(self, backend: str | None, service: str | None) -> list[CheckStatus]:
+        """What checks found the last time. Raises CommandError."""
+        return self.steering.checks(backend, service)
+
+    async def events_after(self, number: int, wait_s: float) -> list[Event]:
+        """The last events with a higher number, or those that come within a time."""
+        return await self._events.after(number, wait_s)
 
     async def reload(self) -> list[str]:
         """Take over a changed configuration; what is wrong with it, or nothing. Then the old one stays."""
@@ -263,9 +298,13 @@ class Daemon:
             return ["a reload is under way; try again when the log says what came of it"]
         async with self._reload.lock:
             try:
-                await read_again(self._load)
+                config = await read_again(self._load)
+                if config.control_group is not None:
+                    group_number(config.control_group)
             except RefusedError as refused:
                 return refused.mistakes
+            except NetworkError as error:
+                return [str(error)]
         assert self._children
         self.backends.note()
         handed = Inherited(

@@ -122,7 +122,7 @@ class Drift:
                 )
             )
         for name in sorted(self._away - look.away):
-            log.warning(event("interface-back", interface=name))
+            log.info(event("interface-back", interface=name))
         self._away = look.away
 
     def _mended(self, missing: str) -> None:

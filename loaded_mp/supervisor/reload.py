@@ -34,6 +34,7 @@ _FIXED = (
     "flows",
     "user",
     "metrics_listen",
+    "control_group",
 )
 
 Load = Callable[[], Config]

@@ -1,7 +1,7 @@
 """What the daemon says of itself, read from shared memory."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -29,6 +29,7 @@ from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Child, Children
 from loaded_mp.supervisor.drift import Drift
 from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.rates import Rates
 from loaded_mp.supervisor.sweep import Count
 
 
@@ -43,20 +44,25 @@ class Report:
     publisher: Publisher
     accounting: Accounting
     drift: Drift
+    rates: Rates
     started_s: float = field(default_factory=time.monotonic)
 
-    def status(self) -> Status:
-        """All of it at this moment."""
+    def status(self, service: str | None) -> Status:
+        """All of it at this moment; of the services one, None: each."""
         queues = read_queues()
         services = self.backends.services
-        forwarded = self.accounting.counted
+        counted = self.accounting.counted
         reasons = _counts(Reason, self.memory.reasons.sum(axis=0))
         del reasons["ok"]
         return Status(
             version=loaded_mp.__version__,
             uptime_s=time.monotonic() - self.started_s,
             generation=self.publisher.generation,
-            services=tuple(self._service(parts, forwarded) for parts in services.by_name.values()),
+            services=tuple(
+                self._service(parts, counted, services.part_of)
+                for name, parts in services.by_name.items()
+                if service in (None, name)
+            ),
             workers=tuple(
                 self._worker(child, queues.get(child.place.queue)) for child in self.children.children
             ),
@@ -73,17 +79,33 @@ class Report:
             reasons=reasons,
         )
 
-    def _service(self, parts: tuple[Part, ...], forwarded: Mapping[int, Counted]) -> ServiceStatus:
+    def services(self, numbers: Collection[int]) -> list[ServiceStatus]:
+        """The services of these backend ids, with no others."""
+        counted = self.accounting.counted
+        return [
+            self._service(parts, counted, numbers)
+            for parts in self.backends.services.by_name.values()
+            if any(number in part.backends for part in parts for number in numbers)
+        ]
+
+    def _service(
+        self, parts: tuple[Part, ...], forwarded: Mapping[int, Counted], wanted: Collection[int]
+    ) -> ServiceStatus:
         service = parts[0].service
         return ServiceStatus(
             name=service.name,
             vips=tuple(str(vip.ip) for vip in service.vips),
             listen=tuple(str(listener) for listener in service.listen),
             scheduler=service.scheduler,
+            forwarding=service.forwarding,
+            affinity=service.affinity,
+            checks=tuple(str(check) for check in service.checks),
+            checks_needed=service.checks_needed,
             backends=tuple(
                 self._backend(part, number, forwarded.get(number, {}))
                 for part in parts
                 for number in part.backends
+                if number in wanted
             ),
         )
 
@@ -93,14 +115,16 @@ class Report:
             name=backend.name or str(backend.address),
             address=str(backend.address),
             weight=backend.weight,
+            weight_wanted=state.weight,
             effective_weight=state.effective_weight(backend.weight),
             up=state.up,
             wanted=state.wanted,
             since_s=time.monotonic() - state.since_s,
             cause=state.why,
             certificate_expires_s=state.certificate_expires_s,
-            flows=int(self.flows.counts[number]),
+            flows=max(0, int(self.memory.active[:, number].sum())),
             counters=_counts(BackendCounter, self.memory.backends[:, number].sum(axis=0), forwarded),
+            rates=self.rates.of(number),
         )
 
     def _worker(self, child: Child, queue: QueueStatus | None) -> WorkerStatus:

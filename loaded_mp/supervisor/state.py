@@ -41,6 +41,8 @@ class Checked:
 
     health: Health
     finding: Finding = _UNASKED
+    asked_s: float | None = None  #: CLOCK_MONOTONIC; None: not yet
+    took_s: float | None = None
 
     @property
     def share(self) -> tuple[int | None, int | None, str | None]:
@@ -153,7 +155,8 @@ class BackendState:
             return None
         before = self.checks[check]
         health = before.health.after(result.finding.fault is None, check.rise, check.fall)
-        self.checks[check] = after = Checked(health, result.finding.after(before.finding))
+        finding = result.finding.after(before.finding)
+        self.checks[check] = after = Checked(health, finding, result.started_s, result.took_s)
         if self._settle(result.text):
             return Change.UP if self.up else Change.DOWN
         if before.health.guessed and not (

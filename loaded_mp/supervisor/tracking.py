@@ -43,4 +43,4 @@ class Tracking:
             )
         elif self._full and tracked.percent < _OVER_PERCENT:
             self._full = False
-            log.warning(event("conntrack-not-full", **figures))
+            log.info(event("conntrack-not-full", **figures))

@@ -35,6 +35,10 @@ STATUS = Status(
             vips=(),
             listen=(),
             scheduler="wrr",
+            forwarding="rewrite",
+            affinity="source",
+            checks=(),
+            checks_needed="all",
             backends=(
                 BackendStatus(
                     name="b",
@@ -47,6 +51,7 @@ STATUS = Status(
                     cause="",
                     flows=0,
                     counters={each.name.lower(): 0 for each in BackendCounter},
+                    rates={each.name.lower(): 0.0 for each in BackendCounter},
                 ),
             ),
         ),

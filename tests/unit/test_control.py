@@ -2,9 +2,12 @@
 
 import asyncio
 import fcntl
+import grp
 import os
+import pwd
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import NoneType
 from typing import IO, TypeVar
 
@@ -13,10 +16,10 @@ from test_metrics import STATUS
 
 from loaded_mp.control import client, server
 from loaded_mp.control.client import ControlError, ask
-from loaded_mp.control.commands import COMMANDS, Commands
+from loaded_mp.control.commands import CommandError, Commands
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.status import Status
+from loaded_mp.status import CheckStatus, Event, ServiceStatus, Status, Wanted
 
 Result = TypeVar("Result")
 
@@ -26,9 +29,26 @@ class Daemon:
 
     def __init__(self, *mistakes: str) -> None:
         self._mistakes = [*mistakes]
+        self.asked: list[tuple[object, ...]] = []
 
-    def status(self) -> Status:
+    def status(self, service: str | None = None) -> Status:
         return STATUS
+
+    def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]:
+        if backend != "web1":
+            raise CommandError(f"there is no backend {backend!r}; there are: web1 (web, 10.0.0.1)")
+        self.asked.append((wanted, backend, service))
+        return [*STATUS.services]
+
+    def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]:
+        self.asked.append((weight, backend, service))
+        return [*STATUS.services]
+
+    def checks_of(self, backend: str | None, service: str | None) -> list[CheckStatus]:
+        return []
+
+    async def events_after(self, number: int, wait_s: float) -> list[Event]:
+        return [Event(number=number + 1, time_s=wait_s, level="info", event="reloaded")]
 
     async def reload(self) -> list[str]:
         return self._mistakes
@@ -38,13 +58,6 @@ class Daemon:
 
     def stop(self) -> None:
         self._mistakes.clear()
-
-
-class MoreCommands(Commands):
-    """As a command that takes arguments will look like."""
-
-    async def weight(self, backend: str, value: int = 1) -> list[tuple[str, int]]:
-        return [(backend, value)]
 
 
 @pytest.fixture(autouse=True)
@@ -77,27 +90,46 @@ def test_reload_says_what_is_wrong() -> None:
     assert served(lambda: ask("reload", list[str])) == []
 
 
-def test_arguments_have_names_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "COMMANDS", (*COMMANDS, "weight"))
+def test_words_about_backends_arrive() -> None:
+    daemon = Daemon()
+    for word in ("drain", "maintenance", "ready"):
+        said = served(lambda w=word: ask(w, list[ServiceStatus], backend="web1"), Commands(daemon))  # type: ignore[misc]
+        assert said == [*STATUS.services]
+    asked: dict[str, object] = {"backend": "web1", "service": "web"}
+    for more in ({}, {"weight": 7}):
+        served(lambda m=more: ask("weight", list[ServiceStatus], **asked, **m), Commands(daemon))  # type: ignore[misc]
+    assert daemon.asked == [
+        ("drain", "web1", None),
+        ("maintenance", "web1", None),
+        ("ready", "web1", None),
+        (None, "web1", "web"),
+        (7, "web1", "web"),
+    ]
 
-    def asking(**arguments: object) -> Callable[[], list[tuple[str, int]]]:
-        return lambda: ask("weight", list[tuple[str, int]], **arguments)
 
-    commands = MoreCommands(Daemon())
-    assert served(asking(backend="web1", value=7), commands) == [("web1", 7)]
-    assert served(asking(backend="web1"), commands) == [("web1", 1)]
+def test_what_cannot_be_done_is_said_in_words() -> None:
+    with pytest.raises(
+        ControlError, match=r"the daemon refuses: there is no backend 'x'; there are: web1 \("
+    ):
+        served(lambda: ask("drain", list[ServiceStatus], backend="x"))
+
+
+def test_arguments_have_names_and_types() -> None:
+    (event,) = served(lambda: ask("events", list[Event], after=3, wait_s=0.5))
+    assert (event.number, event.time_s) == (4, 0.5)
     for arguments, fault in (
         ({}, "backend: missing required argument"),
-        ({"backend": "web1", "value": "x"}, "value: input should be a valid integer"),
+        ({"backend": "web1", "weight": "x"}, "weight: input should be a valid integer"),
+        ({"backend": "web1", "weight": 65_536}, "weight: input should be less than or equal to 65535"),
         ({"backend": "web1", "port": 80}, "port: unexpected keyword argument"),
     ):
         with pytest.raises(ControlError, match=f"the daemon refuses: wrong arguments for weight: {fault}"):
-            served(asking(**arguments), commands)
+            served(lambda a=arguments: ask("weight", list[ServiceStatus], **a))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["nonsense", "_daemon", "__init__", "__class__"])
 def test_what_is_no_command_is_refused_with_those_there_are(name: str) -> None:
-    with pytest.raises(ControlError, match=f"there is no command '{name}'; there are: status, reload"):
+    with pytest.raises(ControlError, match=f"there is no command '{name}'; there are: status, drain, "):
         served(lambda: ask(name, list[str]))
 
 
@@ -178,6 +210,50 @@ def test_only_root_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     for asking in (lambda: ask("status", Status), lambda: ask("nonsense", Status)):
         with pytest.raises(ControlError, match="only root"):
             served(asking)
+
+
+def ask_as(user: str, group: str, more_groups: list[str]) -> str:
+    """What a process of another user hears; it asks before it has imported anything that it may not read."""
+    child = os.fork()
+    if not child:
+        os.setgroups([grp.getgrnam(each).gr_gid for each in more_groups])
+        os.setgid(grp.getgrnam(group).gr_gid)
+        os.setuid(pwd.getpwnam(user).pw_uid)
+        try:
+            ask("status", Status)
+        except ControlError as error:
+            os._exit(1 if "only root" in str(error) else 2)
+        os._exit(0)
+    return ("served", "refused", "broken")[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(
+    ("group", "more_groups", "heard"),
+    [("daemon", [], "served"), ("nogroup", ["adm", "daemon"], "served"), ("nogroup", ["adm"], "refused")],
+)
+def test_a_group_may_ask(group: str, more_groups: list[str], heard: str) -> None:
+    async def run() -> str:
+        with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+            Path(folder).chmod(0o755)
+            path = Path(folder) / "control.socket"
+            monkeypatch.setattr(client, "control_path", lambda namespace="": path)
+            monkeypatch.setattr(server, "control_path", lambda: path)
+            with server.control_socket("daemon") as control:
+                assert path.stat().st_mode & 0o777 == 0o660
+                async with server.serve_control(control, Commands(Daemon()), "daemon"):
+                    path.chmod(0o666)  # whoever is let in by the file is still looked at
+                    return await asyncio.to_thread(ask_as, "nobody", group, more_groups)
+
+    assert asyncio.run(run()) == heard
+
+
+def test_a_group_that_is_none_is_said_in_words() -> None:
+    with (
+        pytest.raises(NetworkError, match="control_group: there is no group 'no-such'; make it with"),
+        server.control_socket("no-such"),
+    ):
+        pass
 
 
 def test_whoever_holds_the_lock_runs() -> None:

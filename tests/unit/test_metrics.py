@@ -37,6 +37,7 @@ BACKEND = BackendStatus(
     cause="",
     flows=7,
     counters=counted(BackendCounter, 1000),
+    rates={each.name.lower(): 12.5 + each for each in BackendCounter},
 )
 DOWN = BACKEND.model_copy(
     update={"name": "web2", "up": False, "since_s": 185.0, "cause": "connect to 10.0.0.1:80: refused"}
@@ -47,7 +48,15 @@ STATUS = Status(
     generation=4,
     services=(
         ServiceStatus(
-            name="web", vips=("192.0.2.10",), listen=("tcp/80",), scheduler="wrr", backends=(BACKEND, DOWN)
+            name="web",
+            vips=("192.0.2.10",),
+            listen=("tcp/80",),
+            scheduler="wrr",
+            forwarding="rewrite",
+            affinity="source",
+            checks=("TCP port 80",),
+            checks_needed="all",
+            backends=(BACKEND, DOWN),
         ),
     ),
     workers=(

@@ -1,5 +1,6 @@
 """What the daemon says of itself, from shared memory."""
 
+import numpy as np
 from building import service
 
 from loaded_mp.config.model import Config
@@ -12,6 +13,7 @@ from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.children import Children
 from loaded_mp.supervisor.drift import Drift
 from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.rates import Rates
 from loaded_mp.supervisor.report import Report
 from loaded_mp.supervisor.sweep import Count
 from loaded_mp.worker import Place
@@ -22,7 +24,25 @@ def status() -> Status:
     memory = new_shared_memory(1_024, 1)
     children = Children([Place(0, 0, 0, 0, None, "nobody")], lambda *_: None, lambda _: 0.0)
     backends, flows = Backends(memory, config), Count(memory)
-    return Report(memory, backends, children, flows, Publisher(memory, list), Accounting(), Drift()).status()
+    accounting = Accounting()
+    rates = Rates(memory, accounting)
+    report = Report(memory, backends, children, flows, Publisher(memory, list), accounting, Drift(), rates)
+    return report.status(None)
+
+
+def test_rates_are_those_between_the_last_two_readings() -> None:
+    memory, now_s = new_shared_memory(1_024, 2), [100.0]
+    rates = Rates(memory, Accounting(), lambda: now_s[0])
+    memory.backends[0, 7, BackendCounter.NEW_FLOWS] += np.uint64(30)
+    memory.backends[1, 7, BackendCounter.NEW_FLOWS] += np.uint64(20)
+    assert rates.of(7)["new_flows"] == 0
+    now_s[0] += 5
+    rates.read()
+    assert rates.of(7) == dict.fromkeys(names(BackendCounter), 0.0) | {"new_flows": 10.0}
+    now_s[0] += 5
+    memory.backends[:, 7] = 0  # another backend has the id now
+    rates.read()
+    assert set(rates.of(7).values()) == {0.0}
 
 
 def names(counters: type[Counter]) -> list[str]:

@@ -10,6 +10,8 @@ from rich.console import Console
 from test_metrics import BACKEND, STATUS
 
 from loaded_mp.cli import status as screen
+from loaded_mp.cli.ipvsadm import ipvsadm
+from loaded_mp.cli.table import duration, narrowed
 from loaded_mp.memory.counters import FlowTableCounter
 from loaded_mp.status import BackendStatus, Status
 
@@ -49,26 +51,28 @@ def test_what_a_status_is_made_of_needs_nothing_that_is_slow() -> None:
 
 def test_the_command_prints_addresses_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     now = with_backends(BACKEND.model_copy(update={"address": "2001:db8:a:1::b:ab:1"}))
-    monkeypatch.setattr(screen, "ask", lambda *_: now)
+    monkeypatch.setattr(screen, "ask", lambda *_, **__: now)
     assert "web1 2001:db8:a:1::b:ab:1" in CliRunner().invoke(screen.command, []).stdout
     assert CliRunner().invoke(screen.command, ["--json"]).stdout == now.model_dump_json(indent=2) + "\n"
 
 
-def test_a_wide_screen_shows_everything() -> None:
-    text = shown(with_backends(BACKEND))
-    counters = BACKEND.counters
-    for figure in (
-        "192.0.2.10",
-        "web1 10.0.0.1",
-        "3/3",
-        f"{counters['new_flows']:,}",
-        f"{counters['to_backend_packets']:,} p 1 KB",
-        f"{counters['to_client_packets']:,} p 1 KB",
-        "100 (100) %",
-        f"{STATUS.flow_table.counters[FlowTableCounter.EVICTIONS.name.lower()]:,} evicted",
-        "not balanced: nothing",
-    ):
-        assert figure in text
+def test_a_backend_has_a_line_of_totals_and_one_of_what_there_is_in_a_second() -> None:
+    counters = BACKEND.counters | {"new_flows": 1_234_567, "to_client_bytes": 5_600_000_000}
+    rates = BACKEND.rates | {"new_flows": 0.5, "to_backend_packets": 123_456.0}
+    now = with_backends(BACKEND.model_copy(update={"flows": 9_876, "counters": counters, "rates": rates}))
+    lines = shown(now, 80).splitlines()
+    assert lines[:7] == [
+        "                                     flows         to backend          to client",
+        "backend                       open     new  packets     bytes  packets     bytes",
+        "service web: wrr, rewrite, affinity source",
+        "  VIP 192.0.2.10: tcp/80",
+        "  checked by TCP port 80",
+        "web1 10.0.0.1                9,876   1.23M    1,000      1 KB    1,002    5.6 GB",
+        "  up 5 s, weight 3/3                 0.5/s   123k/s  13.5 B/s     14/s  15.5 B/s",
+    ]
+    text = shown(now)
+    assert f"{STATUS.flow_table.counters[FlowTableCounter.EVICTIONS.name.lower()]:,} evicted" in text
+    assert "not balanced: nothing" in text
     assert "must be zero" not in text
     assert "down" not in text
 
@@ -76,19 +80,67 @@ def test_a_wide_screen_shows_everything() -> None:
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_80_columns_hold_every_address(address: str) -> None:
     figures = BACKEND.counters | {"new_flows": 999_999, "to_backend_bytes": 10**12, "to_client_bytes": 10**9}
-    busy = BACKEND.model_copy(update={"address": address, "flows": 999_999, "counters": figures})
+    rates = dict.fromkeys(BACKEND.rates, 999_999.0)
+    busy = BACKEND.model_copy(
+        update={"name": "a" * 20, "address": address, "flows": 99_999, "counters": figures, "rates": rates}
+    )
     text = shown(with_backends(busy, busy), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    for figure in ("999,999", "1 TB", "1 GB", "3/3"):
+    for figure in ("99,999", "1 TB", "1 GB", "weight 3/3", "1M/s", "1 MB/s"):
         assert text.count(figure) >= 2
-    assert address in text.replace("\n", "") or address in "".join(text.split())
+    assert text.count(f"{'a' * 20} {address}") == 2
+
+
+def test_of_thousands_of_backends_some_are_shown() -> None:
+    idle = BACKEND.model_copy(update={"name": "web2", "address": "10.0.0.22", "effective_weight": 0})
+    now = with_backends(BACKEND, idle)
+
+    def names(text: str = "", without_new: bool = False) -> list[str]:
+        return [
+            each.name for service in narrowed(now, text, without_new).services for each in service.backends
+        ]
+
+    assert names() == ["web1", "web2"]
+    assert names("WEB2") == names("0.22") == names(without_new=True) == ["web2"]
+    assert names("web1", without_new=True) == []
+
+
+def test_as_ipvsadm() -> None:
+    (service,) = with_backends(BACKEND).services
+    six = BACKEND.model_copy(
+        update={
+            "name": "web6",
+            "address": "fd00::1",
+            "counters": BACKEND.counters | {"new_flows": 123_456_789},
+        }
+    )
+    both = {"vips": ("192.0.2.10", "2001:db8::10"), "listen": ("tcp/80", "icmp"), "backends": (BACKEND, six)}
+    now = QUIET.model_copy(update={"services": (service.model_copy(update=both),)})
+    assert list(ipvsadm(now))[:11] == [
+        "IP Virtual Server version 1.2.3 (size=1000)",
+        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes",
+        "  -> RemoteAddress:Port",
+        "TCP  192.0.2.10:80                    1004     1000     1002     1001     1003",
+        "  -> 10.0.0.1:80                      1004     1000     1002     1001     1003",
+        "ICMP 192.0.2.10:0                     1004     1000     1002     1001     1003",
+        "  -> 10.0.0.1:0                       1004     1000     1002     1001     1003",
+        "TCP  [2001:db8::10]:80             123456K     1000     1002     1001     1003",
+        "  -> [fd00::1]:80                  123456K     1000     1002     1001     1003",
+        "ICMP [2001:db8::10]:0              123456K     1000     1002     1001     1003",
+        "  -> [fd00::1]:0                   123456K     1000     1002     1001     1003",
+    ]
+    assert "  -> 10.0.0.1:80                        16       12       14       14       16" in list(
+        ipvsadm(now)
+    )
 
 
 def test_a_backend_that_is_down_says_why_and_for_how_long() -> None:
     cause = "connect to [fd00::1]:80: refused"
     down = BACKEND.model_copy(update={"up": False, "since_s": 185.2, "cause": cause})
-    assert f"down: web web1 10.0.0.1 for 3 min 5 s: {cause}\n" in shown(with_backends(BACKEND, down))
+    text = shown(with_backends(BACKEND, down))
+    assert f"down: web web1 10.0.0.1 for 3 min 5 s: {cause}\n" in text
+    assert "  down 3 min 5 s, weight 3/3" in text
 
 
 def test_drops_are_shown_by_queue_and_cause() -> None:
@@ -134,4 +186,4 @@ def test_counters_that_cannot_be_read_say_their_age() -> None:
     [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert screen._duration(seconds) == text
+    assert duration(seconds) == text

@@ -15,10 +15,11 @@ from loaded_mp.config.model import OPEN, Config
 from loaded_mp.fields import Address, Interface, Listener, Network
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Chain, Side
+from loaded_mp.memory.marks import REJECTED
 from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Host
-from loaded_mp.network.rules import LONGEST_PACKET, NO_REDIRECTS, hairpin, masquerade, queue_target
+from loaded_mp.network.rules import LONGEST_PACKET, NO_REDIRECTS, hairpin, masquerade, queue_target, rejected
 from loaded_mp.services import Family, Part, Services
 
 _IP_FORWARD = "net/ipv4/ip_forward"
@@ -255,6 +256,10 @@ def _wanted_chains(services: Services, host: Host, family: Family) -> Iterator[C
         yield Chain(
             "nat", "POSTROUTING", "LOADED-HAIRPIN", rules, "clients that backends would answer directly"
         )
+        # Where the VIPs are put nowhere, what came for them would be routed on.
+        match, why = f"-m mark --mark {REJECTED:#x}", "what workers reject gets an answer"
+        for hook in ("INPUT",) if services.config.network.public_interface else ("INPUT", "FORWARD"):
+            yield Chain("filter", hook, f"LOADED-REJECT-{hook}", tuple(rejected(family)), why, match)
     found = [
         chain
         for name, forwarding in FORWARDINGS.items()

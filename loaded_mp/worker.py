@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
+from loaded_mp.config.user import OWN_USER, SHARED_USER
 from loaded_mp.datapath.loop import give_back, new_batch, serve
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory, Stamp
@@ -72,6 +73,14 @@ def run(memory: SharedMemory, place: Place, replacing: bool) -> NoReturn:
         log.error(event("worker-failed", worker=place.number, error=str(error)))
     finally:
         os._exit(status)
+
+
+def warn_of_shared(user: str) -> None:
+    """One line in the log if workers do not have their user for themselves."""
+    if user == SHARED_USER:
+        log.warning(
+            event("user-shared", user=user, effect="its other programs may end workers", add_user=OWN_USER)
+        )
 
 
 class _CapHeader(ctypes.Structure):

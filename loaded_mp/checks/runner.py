@@ -91,12 +91,21 @@ class Runner:
             self._silent.discard(target)
         self._start([target for target in self._wanted if target not in self._tasks])
 
-    def _start(self, targets: list[Target]) -> None:
-        """Start checking, the first checks spread evenly over the interval."""
+    def hasten(self, backend: int) -> None:
+        """Ask a backend anew at once, and fast until its checks agree."""
+        targets = [target for target in self._tasks if target.backend == backend]
+        for target in targets:
+            self._tasks.pop(target).cancel()
+        self._start(targets, at_once=True)
+
+    def _start(self, targets: list[Target], at_once: bool = False) -> None:
+        """Start checking, the first checks spread evenly over the interval unless all come at once."""
         if self._group is None:
             return
         for place, target in enumerate(targets):
-            self._tasks[target] = self._group.create_task(self._ask_again(target, place / len(targets)))
+            self._tasks[target] = self._group.create_task(
+                self._ask_again(target, 0 if at_once else place / len(targets))
+            )
 
     async def _ask_again(self, target: Target, share: float) -> None:
         check = target.check

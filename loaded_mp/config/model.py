@@ -1,12 +1,13 @@
 """What a configuration is. The readers (TOML, classic file, flags) only fill in these models."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
 from loaded_mp.checks.program import User, Words
+from loaded_mp.config.user import default_user
 from loaded_mp.fields import (
     AddressField,
     BroadcastField,
@@ -40,6 +41,35 @@ class Backend(Settings):
     name: str = ""  #: for people; the address where it is empty
     check_address: AddressField | None = None  #: who is asked in its place; None: itself
     backup: bool = False  #: serves only while no other backend of the service can
+
+
+class OnDown(Settings):
+    """What becomes of the flows of a backend that goes down, by protocol.
+
+    "move": to another one with their next packet. "keep": they stay. "reset": both ends of TCP connections
+    are told, new ones go elsewhere.
+    """
+
+    tcp: Literal["move", "reset", "keep"] = "move"
+    udp: Literal["move", "keep"] = "move"
+    other: Literal["move", "keep"] = "move"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        if value == "reset":
+            return {"tcp": value}
+        return dict.fromkeys(cls.model_fields, value) if isinstance(value, str) else value
+
+
+class Observe(Settings):
+    """Taking a backend for down by what workers see of it; its checks say when it is up again."""
+
+    unanswered: int = Field(default=3, ge=1, le=1_000_000)  #: connections that are begun, and no packet comes
+    silent_ms: int = Field(default=150, ge=1, le=60_000)  #: for so long
+    refused: int = Field(default=3, ge=1, le=1_000_000)  #: connections, and none is accepted between them
+    errors: int = Field(default=3, ge=1, le=1_000_000)  #: ICMP errors, and no packet comes between them
+    most_share: float = Field(default=0.5, ge=0, le=1)  #: of a service's backends that may be down by this
 
 
 class Service(Settings):
@@ -77,7 +107,18 @@ class Service(Settings):
     quorum_down: Words = ()  #: run when it is no more
     quorum_user: User = "root"  #: whom these run as
     all_zero: bool = False  #: whether no backend may have a weight
+    on_down: OnDown = OnDown()
+    all_down: Literal["drop", "reject", "spread"] = "drop"  #: what is done while no backend is usable
+    observe: Observe | None = None  #: None: only checks say what is down
     backends: tuple[Backend, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _observe_has_means(self) -> Self:
+        if self.observe and not self.checks:
+            raise ValueError("observe: expected a check too, or nothing would say that a backend is up again")
+        if self.observe and self.forwarding != "rewrite":
+            raise ValueError('observe: expected forwarding = "rewrite": else workers see no answers')
+        return self
 
 
 class NetworkSetup(Settings):
@@ -107,9 +148,9 @@ class Config(Settings):
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
     #: So long a stop tells both ends of TCP connections that they are over.
     goodbye_s: Annotated[float, Field(ge=0, le=60)] = 2.0
-    user: str = Field(default="nobody", min_length=1)
     control_group: Annotated[str, Field(min_length=1)] | None = (
         None  #: may use the control socket, as root may
     )
+    user: str = Field(default_factory=default_user, min_length=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics_listen: HostAndPort = "127.0.0.1:9128"  #: of /metrics; empty: none

@@ -4,6 +4,7 @@ import fcntl
 import http.client
 import os
 import socket
+import time
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +15,9 @@ from loaded_mp.status import Status
 
 Answer = TypeVar("Answer")
 _ONLY_ROOT = "only root, and the group that is set as control_group, may talk to the daemon; use sudo"
+#: So long a command waits for a daemon that is restarting.
+RESTART_S = 10.0
+_POLL_S = 0.05
 
 
 class ControlError(Exception):
@@ -22,9 +26,18 @@ class ControlError(Exception):
 
 class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(self.host)
+        deadline_s = time.monotonic() + RESTART_S
+        while True:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(TIMEOUT_S)
+            try:
+                return self.sock.connect(self.host)
+            except ConnectionRefusedError:
+                # The path is there and nobody listens: at this moment one daemon becomes the next.
+                self.sock.close()
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_POLL_S)
 
 
 def ask(command: str, answer_type: type[Answer], /, **arguments: object) -> Answer:
@@ -70,7 +83,12 @@ def _post(path: str, body: bytes, namespace: str = "/proc/self/ns/net") -> bytes
         said = answer.read()
     except PermissionError:
         raise ControlError(_ONLY_ROOT) from None
-    except (FileNotFoundError, ConnectionRefusedError):
+    except ConnectionRefusedError:
+        raise ControlError(
+            f"loaded-mp has not answered for {RESTART_S:g} s: it still starts, or it was killed and its"
+            " workers go on alone; its log says which, and a start takes them over"
+        ) from None
+    except FileNotFoundError:
         raise ControlError(
             "no loaded-mp runs in this network namespace; start it, or look in its namespace with"
             " 'ip netns exec NAME loaded-mp status'"

@@ -20,12 +20,12 @@ from loaded_mp.datapath.work import Work
 from loaded_mp.flows.flow import Flow
 from loaded_mp.flows.table import find, insert, replace, touch, value_of
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
-from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, VIP
+from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, REJECTED, VIP
 from loaded_mp.memory.snapshot import MAX_BACKENDS, Answer, Flag, ServiceColumn
 from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
 from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, UDP, Header, parse
 from loaded_mp.packet.reasons import FATES, Fate, Reason
-from loaded_mp.packet.reset import begins_connection, goes_on, make_reset
+from loaded_mp.packet.reset import begins_connection, goes_on, make_reset, refuses
 from loaded_mp.packet.rewrite import (
     complete_checksum,
     set_destination,
@@ -41,6 +41,8 @@ _TRIES = 16
 #: In place of a backend id.
 _NO_BACKEND, _LOST_RACE = -1, -2
 _ONE = np.uint64(1)
+_TELL_THE_OTHER = int(Flag.ENDING | Flag.RESET)
+_REJECT = int(Flag.ENDED | Flag.RESET)
 _STOPS = int(Flag.ENDING | Flag.ENDED)
 
 
@@ -59,6 +61,8 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
         return Decision(NF_ACCEPT, True, make_reset(packet, header), 0, reason)
     if reason != Reason.OK:
         fate = FATES[0 if asks else 1, reason]
+        if fate == Fate.REJECT:
+            return Decision(NF_ACCEPT, False, 0, REJECTED, reason)
         passes = fate == Fate.PASS or (
             fate == Fate.PASS_UNLESS_FLOW and not _may_have_flow(packet, queued, header, work)
         )
@@ -67,7 +71,7 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
         return Decision(NF_REPEAT, False, 0, mark, Reason.OK)
     if queued.cut:
         return Decision(NF_DROP, False, 0, 0, Reason.CUT)
-    if _is_tcp(header) and work.snapshot.backend_flags[backend] & Flag.ENDING:
+    if _is_tcp(header) and work.snapshot.backend_flags[backend] & _TELL_THE_OTHER:
         return Decision(NF_ACCEPT, True, make_reset(packet, header), mark, Reason.OK)
     if not queued.checksum_ready:
         if header.kind != KIND_PORTS:
@@ -98,18 +102,22 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
     service = service_of(snapshot, vip, ends.protocol, _port(header, ends))
     if service < 0:
         return Reason.NO_SERVICE, -1, 0
-    backend = _backend_for(work, service, client_flow(work, service, ends), ends.protocol)
+    begins = _is_tcp(header) and begins_connection(packet, header)
+    backend = _backend_for(work, service, client_flow(work, service, ends), ends.protocol, begins)
+    if backend == _NO_BACKEND and snapshot.services[service][ServiceColumn.REJECTS]:
+        return Reason.REJECTED, -1, 0
     if backend < 0:
         return (Reason.NO_BACKEND if backend == _NO_BACKEND else Reason.LOST_RACE), -1, 0
-    stops = snapshot.backend_flags[backend] & _STOPS if _is_tcp(header) else 0
-    if stops and begins_connection(packet, header):
+    stops = snapshot.backend_flags[backend] if _is_tcp(header) else 0
+    if begins and stops & _STOPS:
         return Reason.ENDING, -1, 0
-    if stops & Flag.ENDED:
+    if stops & _REJECT:
         return Reason.ENDED, -1, 0
-    if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK and not stops:
+    if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK and not stops & Flag.ENDING:
         return Reason.OK, backend, BACKEND + backend
     set_destination(packet, header, snapshot.backend_bytes[backend, : address_length(header.version)])
     _count_to_backend(work, backend, header)
+    work.backends_counted[backend][BackendCounter.CONNECTIONS] += np.uint64(begins)
     return Reason.OK, backend, mark
 
 
@@ -152,6 +160,8 @@ def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Re
     if reason != Reason.OK:
         return reason, -1
     _renew(work, backend, ends, not _is_tcp(header) or goes_on(packet, header))
+    if _is_tcp(header) and refuses(packet, header):
+        work.backends_counted[backend][BackendCounter.REFUSALS] += _ONE
     set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
     _count_to_client(work, backend, header)
     return Reason.OK, backend
@@ -177,6 +187,7 @@ def _error_to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tu
     if sender.high == ends.server.high and sender.low == ends.server.low:
         set_source(packet, header, address)
     _count_to_client(work, backend, header)
+    work.backends_counted[backend][BackendCounter.ERRORS] += _ONE
     return Reason.OK, backend
 
 
@@ -220,16 +231,19 @@ def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> tuple[Reason,
         if listens and _has_flow(work, backend, ends):
             # The kernel would take it for a new connection, and could not translate the client's then.
             marks = snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK
-            ending = snapshot.backend_flags[backend] & Flag.ENDING
-            if (marks and not ending) or found >= 0 or snapshot.backend_flags[backend] & Flag.SEVERAL:
+            told = snapshot.backend_flags[backend] & _TELL_THE_OTHER
+            if (marks and not told) or found >= 0 or snapshot.backend_flags[backend] & Flag.SEVERAL:
                 return Reason.UNMARKED, -1, -1
             found, found_vip = backend, vip
     return (Reason.OK if found >= 0 else Reason.NO_FLOW), found, found_vip
 
 
 @compiled
-def _backend_for(work: Work, service: int, flow: Flow, protocol: int) -> int:
-    """The backend of a client's flow, entered or moved if need be; else _NO_BACKEND or _LOST_RACE."""
+def _backend_for(work: Work, service: int, flow: Flow, protocol: int, begins: bool) -> int:
+    """The backend of a client's flow, entered or moved if need be; else _NO_BACKEND or _LOST_RACE.
+
+    `begins`: the packet begins a TCP connection.
+    """
     row = work.snapshot.services[service]
     confirmed_s = first_s = _idle_s(work, service, protocol)
     # Of a connection that the kernel goes on with, no second packet is seen.
@@ -239,7 +253,7 @@ def _backend_for(work: Work, service: int, flow: Flow, protocol: int) -> int:
         entry, word = find(work.table, flow)
         if entry >= 0:
             held = value_of(word)
-            if _serves(work, held, service) and work.snapshot.backend_flags[held] & Flag.USABLE:
+            if _serves(work, held, service) and _stays(work, held, protocol, begins):
                 if touch(work.table, entry, word, work.now_s, work.now_s + confirmed_s):
                     return held
                 continue
@@ -309,6 +323,17 @@ def _has_flow(work: Work, backend: int, ends: Ends) -> bool:
 def _serves(work: Work, value: int, service: int) -> bool:
     """Whether a value from the flow table is a backend of a service; it may have been taken away."""
     return value < MAX_BACKENDS and work.snapshot.backend_services[value] == service
+
+
+@compiled
+def _stays(work: Work, backend: int, protocol: int, begins: bool) -> bool:
+    """Whether a packet of this protocol goes on to the backend that its flow has."""
+    flags = work.snapshot.backend_flags[backend]
+    if flags & Flag.USABLE:
+        return True
+    if protocol == TCP:
+        return bool(flags & Flag.KEEP_TCP or (flags & Flag.RESET and not begins))
+    return bool(flags & (Flag.KEEP_UDP if protocol == UDP else Flag.KEEP_OTHER))
 
 
 @compiled

@@ -119,6 +119,16 @@ def _write_verdict_header(buffer: Bytes, shorts: Shorts, at: int, verdict: int, 
 
 
 @compiled
+def _write_mark(buffer: Bytes, shorts: Shorts, at: int, mark: int) -> int:
+    """A mark as an attribute; returns its length in bytes."""
+    shorts[at // 2] = np.uint16(8)
+    shorts[at // 2 + 1] = np.uint16(_NFQA_MARK)
+    write16(buffer, at + 4, mark >> 16)
+    write16(buffer, at + 6, mark & 0xFFFF)
+    return 8
+
+
+@compiled
 def write_verdict(buffer: Bytes, shorts: Shorts, queued: Queued, queue: int, decision: Decision) -> int:
     """Put the verdict into the bytes before the packet, which becomes its payload if it was changed.
 
@@ -135,11 +145,7 @@ def write_verdict(buffer: Bytes, shorts: Shorts, queued: Queued, queue: int, dec
         length += size
     if decision.mark:
         length = (length + 3) & ~3
-        shorts[(at + length) // 2] = np.uint16(8)
-        shorts[(at + length) // 2 + 1] = np.uint16(_NFQA_MARK)
-        write16(buffer, at + length + 4, decision.mark >> 16)
-        write16(buffer, at + length + 6, decision.mark & 0xFFFF)
-        length += 8
+        length += _write_mark(buffer, shorts, at + length, decision.mark)
     _write_header(shorts, at, length, _NFQNL_MSG_VERDICT, queue)
     _write_verdict_header(buffer, shorts, at + _MESSAGE_HEADER, decision.verdict, queued.packet_id)
     return length
@@ -149,8 +155,13 @@ def write_verdict(buffer: Bytes, shorts: Shorts, queued: Queued, queue: int, dec
 def write_batch_verdict(
     buffer: Bytes, shorts: Shorts, at: int, queue: int, verdict: int, last_id: int
 ) -> int:
-    """Put a verdict on every waiting packet up to `last_id` at offset `at`; returns its length in bytes."""
+    """Put a verdict on every waiting packet up to `last_id` at offset `at`; returns its length in bytes.
+
+    The packets lose their marks: a reply that passed the rules again with one would be taken for a request
+    there, and leave with the backend's own address.
+    """
     length = VERDICT_HEADER - 4
+    length += _write_mark(buffer, shorts, at + length, 0)
     _write_header(shorts, at, length, _NFQNL_MSG_VERDICT_BATCH, queue)
     _write_verdict_header(buffer, shorts, at + _MESSAGE_HEADER, verdict, last_id)
     return length

@@ -260,9 +260,13 @@ class Lab:
 
     def start_daemon(self, *words: str) -> Daemon:
         """Start loaded-mp with this command line, without waiting."""
+        return self.start_daemon_by(loaded_mp(), *words)
+
+    def start_daemon_by(self, *command: str) -> Daemon:
+        """Start loaded-mp by a command that becomes it, without waiting."""
         log = self.folder / f"daemon-{next(self._daemons)}.log"
         output: IO[str] = self._stack.enter_context(log.open("w"))
-        return Daemon(self.balancer, log, self.balancer.start(loaded_mp(), *words, output=output))
+        return Daemon(self.balancer, log, self.balancer.start(*command, output=output))
 
     def answers(self, kind: str, vip: str, each: int, sources: Sequence[str]) -> dict[str, list[str]]:
         """Who answered `each` requests ("http" or "dns") from every source; errors begin with "error"."""

@@ -28,6 +28,9 @@ class BackendCounter(Counter):
     TO_CLIENT_PACKETS = 2, "Packets from the backend to clients."
     TO_CLIENT_BYTES = 3, "Bytes of IP packets from the backend to clients."
     NEW_FLOWS = 4, "Flows that were given to the backend."
+    CONNECTIONS = 5, "TCP connections that clients began with the backend, repeated attempts included."
+    REFUSALS = 6, "TCP connections that the backend refused."
+    ERRORS = 7, "ICMP errors about packets to the backend."
 
 
 class WorkerCounter(Counter):

@@ -13,6 +13,8 @@ BACKEND, BACKEND_MASK = OURS, 0xFFFF_E000
 VIP, VIP_MASK = OURS + MAX_BACKENDS, 0xFFFF_F000
 #: No connection keeps it. The packet came from the clients' side with an address of the backends' networks.
 MISPLACED = 0x4C4E_0000
+#: Nor this one. The packet is answered with a TCP reset or an ICMP error.
+REJECTED = 0x4C4F_0000
 
 WHOLE_MASK = 0xFFFF_FFFF
 

@@ -66,6 +66,7 @@ class ServiceColumn(IntEnum):
     PICK = 8  #: a Pick
     PLUS = 9  #: for Pick.LEAST
     WEIGHTED = 10  #: for Pick.LEAST: 0: all weights count as 1
+    REJECTS = 11  #: 1: without a backend packets are rejected, 0: dropped
 
 
 class Flag(IntEnum):
@@ -74,7 +75,11 @@ class Flag(IntEnum):
     USABLE = 1  #: its flows stay
     SEVERAL = 2  #: its service has several VIPs: a reply alone does not say which
     ENDING = 4  #: what one end of its TCP connections sends reaches the other as a reset
-    ENDED = 8  #: what clients send on them is left to this machine, which answers with a reset
+    ENDED = 8  #: what clients send on them is rejected
+    RESET = 16  #: both of that for its TCP connections, but new ones go elsewhere
+    KEEP_TCP = 32  #: its flows stay, though it is not usable, for packets of this protocol
+    KEEP_UDP = 64
+    KEEP_OTHER = 128
 
 
 class Snapshot(NamedTuple):
@@ -86,7 +91,7 @@ class Snapshot(NamedTuple):
     vip_bytes: npt.NDArray[np.uint8]  #: [MAX_VIPS, 16] by VIP id, network byte order, IPv4 in the first 4
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 4], see ListenerColumn
-    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 11] by service id, see ServiceColumn
+    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 12] by service id, see ServiceColumn
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service

@@ -51,6 +51,13 @@ def hairpin(networks: Iterable[Network], vips: Iterable[Address]) -> Iterator[st
     yield from (f"-s {source} -m mark --mark {mark} -j MASQUERADE" for source in (*networks, *vips))
 
 
+def rejected(family: Family) -> Iterator[str]:
+    """What workers rejected is answered as by a machine on which nobody listens."""
+    unreachable = "icmp-port-unreachable" if family == 4 else "icmp6-port-unreachable"
+    yield "-p tcp -j REJECT --reject-with tcp-reset"
+    yield f"-j REJECT --reject-with {unreachable}"
+
+
 def link_messages(family: Family, redirects: Literal["RETURN", "DROP"] = "RETURN") -> Iterator[str]:
     """Let IPv6's messages of the link pass; IPv4's are no IP packets."""
     if family == 6:

@@ -11,6 +11,7 @@ class Fate(IntEnum):
 
     DROP = 0
     PASS = 1  #: as it is
+    REJECT = 3  #: as it is, to be answered with a TCP reset or an ICMP error
     PASS_UNLESS_FLOW = 2  #: as it is, unless it may belong to a flow: then nobody could rewrite it
 
 
@@ -86,7 +87,7 @@ class Reason(IntEnum):
     LINK = 16, "neighbour discovery, router messages, MLD or a redirect, never touched", Fate.PASS, Fate.PASS
     LOST_RACE = 17, "its flow was changed by others at each of many looks", Fate.DROP, Fate.DROP, True
     ENDING = 18, "begins a connection with a backend or a daemon that stops", Fate.DROP, Fate.DROP
-    ENDED = 19, "of a connection that stops: this machine resets it", Fate.PASS, Fate.PASS
+    ENDED = 19, "of a connection that stops: it is reset", Fate.REJECT, Fate.DROP
     GONE = (
         20,
         "of a connection whose VIP, service or backend was taken away",
@@ -112,6 +113,7 @@ class Reason(IntEnum):
         Fate.DROP,
         Fate.DROP,
     )
+    REJECTED = 25, "for a service without a usable backend, which rejects then", Fate.REJECT, Fate.DROP
 
 
 #: Fates by direction (0: from a client, 1: from a backend) and Reason, for compiled code.

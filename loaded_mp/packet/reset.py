@@ -25,6 +25,13 @@ def goes_on(packet: Bytes, header: Header) -> bool:
 
 
 @compiled
+def refuses(packet: Bytes, header: Header) -> bool:
+    """Whether a well-formed TCP segment refuses a connection: it resets a SYN (RFC 9293, 3.5.2)."""
+    answer = signed(packet[header.upper + 13]) & (_SYN | _RST | _ACK) == _RST | _ACK
+    return answer and read16(packet, header.upper + 4) == 0 and read16(packet, header.upper + 6) == 0
+
+
+@compiled
 def make_reset(packet: Bytes, header: Header) -> int:
     """Make a well-formed TCP segment a reset of the same connection and direction.
 

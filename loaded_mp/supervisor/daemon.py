@@ -21,6 +21,7 @@ from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.services import worker_count
 from loaded_mp.status import CheckStatus, Event, ServiceStatus, Status, Wanted
+from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
@@ -33,14 +34,16 @@ from loaded_mp.supervisor.handover import (
     end,
     hand_on,
     inherited,
+    leave,
     taken_from_orphans,
 )
 from loaded_mp.supervisor.network_setup import NetworkSetup
+from loaded_mp.supervisor.observation import Observation
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.rates import Rates
 from loaded_mp.supervisor.reload import Load, RefusedError, Reload, read_again
 from loaded_mp.supervisor.report import Report
-from loaded_mp.supervisor.start import clear_up, cores_of, prepare_code, shorten_slices, tell_systemd
+from loaded_mp.supervisor.start import clear_up, cores_of, prepare_code, shorten_slices
 from loaded_mp.supervisor.state import Change
 from loaded_mp.supervisor.steering import Steering
 from loaded_mp.supervisor.sweep import Count, Expire, Sweeper
@@ -89,6 +92,7 @@ class Daemon:
         self.steering = Steering(self.backends, self.changes)
         self.network = NetworkSetup(self.drift, self.accounting, self._network_setup)
         self.checks = Runner(self.backends.targets(), self._heard)
+        self.observation = Observation(self.memory, self.backends, self._observed_down)
         self._reload = Reload(
             self._load,
             self.memory,
@@ -157,6 +161,7 @@ class Daemon:
         return queues
 
     async def _start_workers(self, stack: contextlib.AsyncExitStack, queues: list[Queue]) -> Children:
+        worker.warn_of_shared(self._config.user)
         places = [
             worker.Place(
                 number, queue.number, queue.descriptor, self._memory_descriptor, core, self._config.user
@@ -228,6 +233,7 @@ class Daemon:
                     children.watch(),
                     self.sweeper.run(),
                     self.checks.run(),
+                    self.observation.run(),
                     self.drift.run(),
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),
@@ -235,17 +241,21 @@ class Daemon:
                     self.backends.quorum.run(),
                     Tracking().run(),
                     self.rates.run(),
+                    systemd.feed_watchdog(),
                     self._reloads(),
                 )
             ]
             if not self._stop.is_set():
                 self._served = True
-                tell_systemd("READY=1")
+                systemd.tell("READY=1")
                 log.info(
                     event("ready", workers=worker_count(self._config), services=len(self._config.services))
                 )
             await self._stop.wait()
-            tell_systemd("STOPPING=1")
+            if await systemd.is_restarting():
+                self.backends.note()
+                leave()
+            systemd.tell_stopping(self.backends.services.config.goodbye_s + worker.DRAIN_S)
             log.info(event("stopping"))
             for task in running:
                 task.cancel()
@@ -260,6 +270,14 @@ class Daemon:
         log.log(level, event(change, service=service, backend=backend, cause=result.text))
         usable = self.backends.states[result.backend].usable
         self.changes.tell(*(() if usable else (result.backend,)))
+
+    def _observed_down(self, number: int, cause: str) -> None:
+        """Take note of what workers saw of a backend, and ask it anew."""
+        self.backends.states[number].observed(cause)
+        service, backend = self.backends.name(number)
+        log.warning(event(Change.DOWN, service=service, backend=backend, cause=cause))
+        self.checks.hasten(number)
+        self.changes.tell(number)
 
     async def _reloads(self) -> None:
         while True:

@@ -1,8 +1,9 @@
 """What one supervisor leaves to the next: the memory and the queues' sockets.
 
-`restart` hands them on through exec, in the same process. After a supervisor was killed its workers go on;
-the next one takes the descriptors out of them (pidfd_getfd(2)). Numbers of names and states of backends are
-notes in the memory itself.
+`restart` hands them on through exec, in the same process. After a supervisor was killed, or left because
+systemd starts it again, its workers go on; the next one takes the descriptors out of them (pidfd_getfd(2)).
+That works for both, and without systemd, as its file-descriptor store would not. Numbers of names and states
+of backends are notes in the memory itself.
 """
 
 import contextlib
@@ -37,6 +38,7 @@ from loaded_mp.memory.shared import (
 from loaded_mp.network.queues import read_queues
 from loaded_mp.services import Family, Ids, queues_of, worker_count
 from loaded_mp.status import Wanted
+from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.orphans import orphans
 from loaded_mp.supervisor.state import BackendState, Checked
 
@@ -90,25 +92,25 @@ def inherited() -> Inherited | None:
 
 def taken_from_orphans() -> Inherited | None:
     """What workers without a supervisor hold: the memory and each its queue; None if it cannot be had."""
+    taken: list[int] = []
     memory: int | None = None
     queues: dict[int, int] = {}
-    workers: list[int] = []
-    for pid in orphans():
+    workers = orphans()
+    for pid in workers:
         try:
             for mine in _taken(pid):
+                taken.append(mine)
                 if os.readlink(f"/proc/self/fd/{mine}").startswith("/memfd:loaded-mp"):
-                    if memory is None:
-                        memory = mine
-                    else:
-                        os.close(mine)
+                    memory = mine if memory is None else memory
                 elif (queue := _queue_of(mine)) is not None:
-                    queues[queue] = mine
-                else:
-                    os.close(mine)
+                    queues.setdefault(queue, mine)
         except OSError as error:
-            log.warning(event("orphan-kept", pid=pid, cause=str(error)))
-            continue
-        workers.append(pid)
+            # What it gave so far is good. If it lacks something, all is started afresh.
+            log.warning(event("orphan-unreadable", pid=pid, cause=str(error)))
+    used = set() if memory is None else {memory, *queues.values()}
+    for mine in taken:
+        if mine not in used:
+            os.close(mine)
     return Inherited(memory=memory, queues=queues, workers=workers) if memory is not None else None
 
 
@@ -155,7 +157,14 @@ def hand_on(handed: Inherited) -> NoReturn:
     for descriptor in _descriptors(handed):
         os.set_inheritable(descriptor, True)
     os.environ[_VARIABLE] = handed.model_dump_json()
+    systemd.tell_beginning_anew()
     os.execv(sys.executable, [sys.executable, "-m", "loaded_mp", *sys.argv[1:]])
+
+
+def leave() -> NoReturn:
+    """End this process and nothing else: workers go on, and the next start takes over what they hold."""
+    log.info(event("leaving", cause="systemd starts it again", effect="workers go on meanwhile"))
+    os._exit(0)
 
 
 def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState]) -> None:

@@ -80,8 +80,8 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
             number,
             part.id,
             next(iter(part.vips)),
-            states[number].flags | (Flag.SEVERAL if len(part.vips) > 1 else 0),
             0 if states[number].stops and some_go_on else weight,
+            states[number].flags(part.service.on_down) | (Flag.SEVERAL if len(part.vips) > 1 else 0),
         )
         for part in parts
         for some_go_on in [not all(states[number].stops for number in part.backends)]
@@ -134,6 +134,7 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part]) -> None:
             scheduler.pick,
             scheduler.plus,
             scheduler.weighted,
+            service.all_down == "reject",
         )
         at += slots.size
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 
 from loaded_mp.compiled import has_machine_code
 from loaded_mp.config.model import Config
@@ -66,11 +65,3 @@ def cores_of(config: Config) -> list[int | None]:
     if missing:
         log.warning(event("cores-missing", cores=",".join(map(str, missing)), effect="not pinned there"))
     return [core if core in available else None for core in wanted]
-
-
-def tell_systemd(state: str) -> None:
-    """sd_notify(3), for units of Type=notify."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-            systemd.sendto(state.encode(), address.replace("@", "\0", 1))

@@ -8,7 +8,7 @@ from enum import IntEnum, StrEnum
 from loaded_mp.checks.check import Check, Finding
 from loaded_mp.checks.health import Health
 from loaded_mp.checks.runner import Result
-from loaded_mp.config.model import Service
+from loaded_mp.config.model import OnDown, Service
 from loaded_mp.memory.snapshot import Flag
 from loaded_mp.status import Wanted
 
@@ -32,6 +32,13 @@ class Change(StrEnum):
 #: What takes a backend out, the strictest first.
 _STRICTEST = (Wanted.MAINTENANCE, Wanted.DRAIN)
 _MAX_FLAPS = 100
+#: Flags of what becomes of the flows of a backend that is down, by setting and protocol.
+_ON_DOWN = (
+    ("tcp", "keep", Flag.KEEP_TCP),
+    ("tcp", "reset", Flag.RESET),
+    ("udp", "keep", Flag.KEEP_UDP),
+    ("other", "keep", Flag.KEEP_OTHER),
+)
 _UNASKED = Finding(said="not checked yet")
 
 
@@ -60,6 +67,7 @@ class BackendState:
     since_s: float = field(default_factory=time.monotonic)  #: when it last went up or down, CLOCK_MONOTONIC
     cause: str = ""  #: why
     stops: Stops = Stops.NOT
+    observed_down: bool = False  #: it is down by what was seen of it
     checks: dict[Check, Checked] = field(default_factory=dict)
     noted: dict[int, Checked] | None = None  #: by an earlier supervisor, by `Check.key`; None: there was none
     service: Service | None = None  #: whose backend it is, for its settings
@@ -70,10 +78,12 @@ class BackendState:
     believed: bool = True  #: whether counts what checks say
     standby: bool = False  #: whether others serve in its place
 
-    @property
-    def flags(self) -> int:
+    def flags(self, on_down: OnDown) -> int:
         """For workers: values of Flag."""
-        return self.usable * Flag.USABLE | self.stops
+        flags = self.usable * Flag.USABLE | self.stops
+        if not self.usable and Wanted.MAINTENANCE not in self._wanted:
+            flags |= sum(flag for protocol, word, flag in _ON_DOWN if getattr(on_down, protocol) == word)
+        return flags
 
     @property
     def usable(self) -> bool:
@@ -166,6 +176,12 @@ class BackendState:
             return Change.DOWN
         return Change.SHARE if after.share != before.share else None
 
+    def observed(self, cause: str) -> bool:
+        """Be down by what was seen of it, until its checks say that it is up; whether it was up."""
+        self.checks = {check: Checked(Health(False, guessed=False), Finding(cause)) for check in self.checks}
+        self.observed_down = self._settle(cause)
+        return self.observed_down
+
     def _settle(self, cause: str) -> bool:
         """Draw the conclusion from all checks; whether it is another one than before."""
         says = [each.health.up for each in self.checks.values()]
@@ -178,6 +194,7 @@ class BackendState:
         if not up:
             self.slow = True
             self.went_down_s = [*self.went_down_s[1 - _MAX_FLAPS :], self.since_s]
+        self.observed_down = False
         return True
 
     def _has_to_wait(self) -> bool:

@@ -113,7 +113,7 @@ def test_every_command_does_what_the_howto_says() -> None:
 
 def test_the_installation_names_what_is_there() -> None:
     lines = [line for kind, file, text in BLOCKS if kind == "sh" and not file for line in text.splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert re.search(r"^install:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     unit = (ROOT / "deploy/loaded-mp.service").read_text()
     assert "/usr/local/bin/loaded-mp -c /etc/loaded-mp/loaded-mp.toml" in unit

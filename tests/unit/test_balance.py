@@ -44,7 +44,7 @@ from loaded_mp.datapath.messages import HOOK_POSTROUTING, HOOK_PREROUTING, NF_AC
 from loaded_mp.flows.flow import flow_of
 from loaded_mp.flows.table import MAX_VALUE, expire, find, insert, value_of
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
-from loaded_mp.memory.marks import BACKEND, MISPLACED
+from loaded_mp.memory.marks import BACKEND, MISPLACED, REJECTED
 from loaded_mp.packet.address import address128
 from loaded_mp.packet.header import MAX_EXTENSIONS
 from loaded_mp.packet.reasons import Fate, Reason
@@ -162,8 +162,25 @@ def test_traffic_is_counted_by_backend(version: int) -> None:
     world.reply(reply)
     world.reply(reply)
     row = world.memory.backends[0, world.backends["web", backend], : len(BackendCounter)].tolist()
-    assert row == [1, len(bytes(request)), 2, 2 * len(bytes(reply)), 1]
+    assert row == [1, len(bytes(request)), 2, 2 * len(bytes(reply)), 1, 0, 0, 0]
     assert int(world.memory.backends.sum()) == sum(row)
+
+
+@both
+def test_what_tells_of_a_backends_state_is_counted(version: int) -> None:
+    world = World(web())
+    client, vip = CLIENT[version], VIP[version]
+    syn = ip(version, client, vip) / TCP(sport=1, dport=80, flags="S", seq=7)
+    backend = world.backend_of(syn)
+    world.backend_of(ip(version, client, vip) / TCP(sport=1, dport=80, flags="A"))
+    back = ip(version, backend, client)
+    world.reply(back / TCP(sport=80, dport=1, flags="RA", seq=0, ack=8))
+    world.reply(back / TCP(sport=80, dport=1, flags="RA", seq=9, ack=8))
+    quote = quote_of(version, client, backend, TCP(sport=1, dport=80), 20)
+    assert world.reply(error(version, ROUTER[version], client, quote, "time"))[0] == Reason.OK
+    row = world.memory.backends[0, world.backends["web", backend]]
+    told = (BackendCounter.CONNECTIONS, BackendCounter.REFUSALS, BackendCounter.ERRORS)
+    assert [int(row[each]) for each in told] == [1, 1, 1]
 
 
 def pieces(version: int, source: str, destination: str, upper: bytes, protocol: int) -> list[Any]:
@@ -716,8 +733,8 @@ def test_fates_are_those_of_the_reasons() -> None:
         Reason.NO_SERVICE,
         Reason.NO_FLOW,
         Reason.LINK,
-        Reason.ENDED,
     ]
+    assert [r for r in Reason if r.from_client is Fate.REJECT] == [Reason.ENDED, Reason.REJECTED]
     assert all(r.from_client is not Fate.PASS_UNLESS_FLOW for r in Reason), "a VIP's packet has no owner"
     assert [r for r in Reason if r.must_be_zero] == [Reason.NOT_IP, Reason.LOST_RACE]
     assert all(r.text for r in Reason)
@@ -810,7 +827,47 @@ def test_while_the_daemon_stops_one_end_resets_the_other(version: int, size: int
     world.publish(web(), stops=dict.fromkeys(ALL, Stops.ENDED))
     sent = bytes(ip(version, client, vip) / TCP(**ends, flags="PA") / b"again")
     decision, _ = world.decide(sent, HOOK_PREROUTING)
-    assert (decision.verdict, decision.reason) == (NF_ACCEPT, Reason.ENDED)
+    assert (decision.verdict, decision.mark, decision.reason) == (NF_ACCEPT, REJECTED, Reason.ENDED)
+
+
+@both
+@pytest.mark.parametrize(
+    ("on_down", "layer", "there"),
+    [
+        ("move", TCP(dport=80, flags="A"), "other"),
+        ("keep", TCP(dport=80, flags="S"), "same"),
+        ("keep", UDP(dport=53), "same"),
+        ({"udp": "keep"}, TCP(dport=80, flags="A"), "other"),
+        ({"other": "keep"}, UDP(dport=53), "other"),
+        ("reset", TCP(dport=80, flags="S"), "other"),
+        ("reset", TCP(dport=80, flags="A"), "rejected"),
+        ("reset", UDP(dport=53), "other"),
+    ],
+)
+def test_what_becomes_of_the_flows_of_a_backend_that_is_down(
+    version: int, on_down: Any, layer: Any, there: str
+) -> None:
+    world = World(web(on_down=on_down))
+    packet = ip(version, CLIENT[version], VIP[version]) / layer
+    before = world.backend_of(packet)
+    world.publish(web(on_down=on_down), down=(before,))
+    if there == "rejected":
+        decision, _ = world.decide(bytes(packet), HOOK_PREROUTING)
+        assert (decision.verdict, decision.mark, decision.reason) == (NF_ACCEPT, REJECTED, Reason.ENDED)
+        reply = ip(version, before, CLIENT[version]) / TCP(sport=80, dport=20, flags="PA")
+        _, result = world.reply(reply)
+        assert (IP if version == 4 else IPv6)(result)[TCP].flags == "RA"
+    else:
+        assert (world.backend_of(packet) == before) == (there == "same")
+
+
+@both
+def test_without_a_backend_a_service_may_reject(version: int) -> None:
+    world = World(web())
+    world.publish(web(all_down="reject"), down=tuple(ALL))
+    for layer in (TCP(), UDP(), echo(version, 1)):
+        decision, _ = world.decide(bytes(ip(version, CLIENT[version], VIP[version]) / layer), HOOK_PREROUTING)
+        assert (decision.verdict, decision.mark, decision.reason) == (NF_ACCEPT, REJECTED, Reason.REJECTED)
 
 
 @both

@@ -13,7 +13,7 @@ from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Expression
 from loaded_mp.checks.tcp import TcpCheck as Check
 from loaded_mp.config.errors import ConfigError, Mistake
-from loaded_mp.config.model import Backend, Config, NetworkSetup, Service
+from loaded_mp.config.model import Backend, Config, NetworkSetup, Observe, Service
 from loaded_mp.config.toml import parse_toml, read_toml, to_toml
 from loaded_mp.fields import Listener
 
@@ -67,9 +67,9 @@ def test_tables_become_services_with_backends() -> None:
 def test_the_example_is_good_and_names_every_setting() -> None:
     read_toml(EXAMPLE).config()
     text = EXAMPLE.read_text()
-    models: list[type[BaseModel]] = [Config, NetworkSetup, Service, Backend, *CHECKS]
+    models: list[type[BaseModel]] = [Config, NetworkSetup, Service, Observe, Backend, *CHECKS]
     for model in models:
-        for name in set(model.model_fields) - {"services", "network", "checks", "backends"}:
+        for name in set(model.model_fields) - {"services", "network", "checks", "backends", "observe"}:
             assert re.search(rf"^#?{name} = ", text, re.MULTILINE), name
 
 
@@ -80,7 +80,6 @@ def test_the_example_shows_the_defaults() -> None:
     for name in (
         "queue_length",
         "flows",
-        "user",
         "log_level",
         "metrics_listen",
         "tcp_idle_s",

@@ -5,7 +5,9 @@ import fcntl
 import grp
 import os
 import pwd
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import NoneType
@@ -168,14 +170,27 @@ def test_only_one_may_bind(path: Path) -> None:
     hold()
 
 
-def test_what_a_killed_daemon_left_is_in_nobody_s_way(path: Path) -> None:
+def test_a_command_waits_for_a_daemon_that_is_restarting(path: Path) -> None:
+    path.parent.mkdir()
+    nobody = socket.socket(socket.AF_UNIX)
+    nobody.bind(str(path))
+    nobody.close()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(ask, "status", Status)
+        with pytest.raises(TimeoutError):
+            asked.result(0.2)
+        assert served(lambda: asked.result(10)) == STATUS
+
+
+def test_what_a_killed_daemon_left_is_in_nobody_s_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = os.fork()
     if not child:
         with server.control_socket():
             os._exit(0)
     os.waitpid(child, 0)
     assert path.exists()
-    with pytest.raises(ControlError, match="no loaded-mp runs in this network namespace"):
+    monkeypatch.setattr(client, "RESTART_S", 0.0)
+    with pytest.raises(ControlError, match="it was killed and its workers go on alone"):
         ask("status", Status)
     hold()
     assert served(lambda: ask("status", Status)) == STATUS

@@ -103,9 +103,9 @@ def test_a_verdict_goes_just_before_its_packet(
     )
 
 
-def test_a_batch_verdict() -> None:
+def test_a_batch_verdict_takes_marks_away() -> None:
     buffer = buffer_with(b"")
     length = write_batch_verdict(buffer, buffer.view(np.uint16), 64, QUEUE, NF_REPEAT, 77)
-    body = attribute(2, struct.pack("!II", NF_REPEAT, 77))
+    body = attribute(2, struct.pack("!II", NF_REPEAT, 77)) + attribute(3, bytes(4))
     expected = struct.pack("=IHHIIBBH", 20 + len(body), 3 << 8 | 3, 1, 0, 0, 0, 0, socket.htons(QUEUE)) + body
     assert bytes(buffer[64 : 64 + length]) == expected

@@ -127,7 +127,9 @@ class World:
         decision, result = self.decide(bytes(packet), HOOK_PREROUTING, mark=mark)
         reason = REASONS[decision.reason]
         if reason != Reason.OK:
-            assert decision.verdict == (NF_ACCEPT if reason.from_client == Fate.PASS else NF_DROP)
+            assert decision.verdict == (
+                NF_ACCEPT if reason.from_client in (Fate.PASS, Fate.REJECT) else NF_DROP
+            )
         elif decision.mark and (connection := connection_of(result)):
             self.marks[connection] = decision.mark
         return reason, result

@@ -69,6 +69,11 @@ class Services:
         return grouped
 
     @cached_property
+    def by_id(self) -> dict[int, Part]:
+        """The parts by their ids."""
+        return {part.id: part for part in self.parts}
+
+    @cached_property
     def part_of(self) -> dict[int, Part]:
         """The part of each backend id."""
         return {number: part for part in self.parts for number in part.backends}

@@ -1,5 +1,7 @@
 """What becomes of one packet: direction, flow, backend, rewriting. No I/O and no clock."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
@@ -270,6 +272,35 @@ def _backend_for(work: Work, service: int, flow: Flow, protocol: int, begins: bo
             _count_flow(work, backend, -1)
             return backend
     return _LOST_RACE
+
+
+class Foreseen(NamedTuple):
+    """What would become of a packet. Ids are -1 where there is none."""
+
+    service: int
+    entry: int  #: of the client's flow in the table
+    held: int  #: the backend id that the flow has
+    backend: int  #: that of the backend that the packet would go to
+
+
+@compiled
+def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
+    """What would become of a client's packet that begins something. `port` is what listeners are asked for.
+
+    This takes the next turn of a service, so let `work` have cursors of its own; nothing else is changed.
+    """
+    vip = vip_row(work.snapshot, ends.server)
+    service = service_of(work.snapshot, vip, ends.protocol, port) if vip >= 0 else -1
+    if service < 0:
+        return Foreseen(-1, -1, -1, -1)
+    flow = client_flow(work, service, ends)
+    entry, word = find(work.table, flow)
+    held = value_of(word) if entry >= 0 else -1
+    if held < 0 or not _serves(work, held, service):
+        return Foreseen(service, entry, -1, pick(work, service, flow))
+    if _stays(work, held, ends.protocol, ends.protocol == TCP):
+        return Foreseen(service, entry, held, held)
+    return Foreseen(service, entry, held, pick(work, service, flow))
 
 
 @compiled

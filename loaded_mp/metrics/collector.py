@@ -71,7 +71,7 @@ def _serving(status: Status) -> Metric:
         families = {ip_address(vip).version for vip in service.vips}
         for family in sorted(families):
             weights = [
-                each.effective_weight
+                each.up and each.effective_weight
                 for each in service.backends
                 if ip_address(each.address).version == family
             ]

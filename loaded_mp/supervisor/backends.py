@@ -100,7 +100,7 @@ class Backends:
         """Let a service know what its backends are, and say what has turned by that."""
         before = self._service_states.get(part.id, ServiceState())
         self._service_states[part.id] = after = judged(part, self.states)
-        for turn in turns(before, after):
+        for turn in turns(part, before, after):
             log.log(
                 logging.INFO if turn.good else logging.ERROR,
                 event(turn.name, service=part.service.name, family=f"IPv{part.family}", effect=turn.effect),

@@ -7,6 +7,7 @@ that family, so each part is judged alone.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from loaded_mp.config.model import Backend
 from loaded_mp.schedulers.scheduler import RISE_STEPS
 from loaded_mp.services import Part
 from loaded_mp.status import Wanted
@@ -28,12 +29,9 @@ def judged(part: Part, states: States) -> ServiceState:
     """What a part is now. Its backends' states take note of what that means for them."""
     mine = [(states[number], backend) for number, backend in part.backends.items()]
     panics = _panics(part, [state for state, _ in mine])
-    for state, _ in mine:
-        state.believed, state.standby = not panics, False
-    others_serve = any(state.own_weight(each.weight) for state, each in mine if not each.backup)
-    for state, each in mine:
-        state.standby = each.backup and others_serve
-    weight = sum(state.effective_weight(each.weight) for state, each in mine)
+    weight = _weight(mine, believed=not panics)
+    if not weight and part.service.all_down == "spread":
+        _weight(mine, believed=False)
     return ServiceState(weight > 0, panics, weight >= part.service.quorum)
 
 
@@ -44,6 +42,16 @@ def weights(part: Part, states: States) -> list[int]:
     return [
         states[number].effective_weight(backend.weight, steps) for number, backend in part.backends.items()
     ]
+
+
+def _weight(mine: list[tuple[BackendState, Backend]], believed: bool) -> int:
+    """The weights of those that serve, added up, if checks are to be `believed` or not."""
+    for state, _ in mine:
+        state.believed, state.standby = believed, False
+    others_serve = any(state.own_weight(each.weight) for state, each in mine if not each.backup)
+    for state, each in mine:
+        state.standby = each.backup and others_serve
+    return sum(state.effective_weight(each.weight) for state, each in mine)
 
 
 def _panics(part: Part, mine: list[BackendState]) -> bool:
@@ -60,14 +68,22 @@ class Turn:
     effect: str
 
 
-def turns(before: ServiceState, after: ServiceState) -> Iterator[Turn]:
+#: What becomes of new clients by `all_down`.
+_ALL_DOWN = {
+    "drop": "packets of new clients are dropped",
+    "reject": "new clients are rejected",
+    "spread": "clients are spread over all backends",
+}
+
+
+def turns(part: Part, before: ServiceState, after: ServiceState) -> Iterator[Turn]:
     """What is to be said of a part that was `before`."""
     if before.panics and not after.panics:
         yield Turn("panic-over", True, "checks are believed again")
     if after.panics and not before.panics:
         yield Turn("panic", False, "too few backends are up: checks are not believed, all are used")
     if before.serves and not after.serves:
-        yield Turn("no-backend", False, "new clients are not served")
+        yield Turn("no-backend", False, _ALL_DOWN[part.service.all_down])
     if after.serves and not before.serves:
         yield Turn("backends-again", True, "new clients are served")
     if after.quorum is not before.quorum and before.quorum is not None:

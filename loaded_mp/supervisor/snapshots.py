@@ -18,7 +18,7 @@ from loaded_mp.supervisor.service_state import weights
 from loaded_mp.supervisor.state import BackendState
 
 #: IANA protocol numbers by what a listener says.
-_PROTOCOLS: dict[Family, dict[str, int]] = {
+PROTOCOLS: dict[Family, dict[str, int]] = {
     4: {"tcp": 6, "udp": 17, "icmp": 1},
     6: {"tcp": 6, "udp": 17, "icmp": 58},
 }
@@ -41,7 +41,7 @@ def _bytes(addresses: Sequence[Address]) -> npt.NDArray[np.uint8]:
 
 def _listeners(part: Part) -> list[tuple[int, int, int, int]]:
     """The rows of `listeners` that a part puts on each of its VIPs."""
-    protocols = _PROTOCOLS[part.family]
+    protocols = PROTOCOLS[part.family]
     return [
         (protocols[each.protocol], each.first_port, each.last_port, part.id) for each in part.service.listen
     ] or [(_ANY_PROTOCOL, _FIRST_PORT, _LAST_PORT, part.id)]
@@ -80,8 +80,8 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
             number,
             part.id,
             next(iter(part.vips)),
-            0 if states[number].stops and some_go_on else weight,
             states[number].flags(part.service.on_down) | (Flag.SEVERAL if len(part.vips) > 1 else 0),
+            0 if states[number].stops and some_go_on else weight,
         )
         for part in parts
         for some_go_on in [not all(states[number].stops for number in part.backends)]

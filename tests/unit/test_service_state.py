@@ -123,6 +123,20 @@ def test_the_families_of_a_service_are_judged_alone(monkeypatch: pytest.MonkeyPa
     assert machine.weights == {"10.0.0.1": 0, "10.0.0.2": 1, "fd00::1": 1}
 
 
+def test_who_is_left_when_all_are_down(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine(monkeypatch, web("10.0.0.3", all_down="spread"))
+    for address in ("10.0.0.1", "10.0.0.2"):
+        machine.heard(address, False)
+    assert machine.weights == {"10.0.0.1": 0, "10.0.0.2": 0, "10.0.0.3": 1}
+    machine.heard("10.0.0.3", False)
+    assert machine.weights == {"10.0.0.1": 1, "10.0.0.2": 1, "10.0.0.3": 0}
+    assert 'event=no-backend service=web family=IPv4 effect="clients are spread over' in caplog.text
+    machine.heard("10.0.0.2", True)
+    assert machine.weights == {"10.0.0.1": 0, "10.0.0.2": 1, "10.0.0.3": 0}
+
+
 def test_a_panic_is_said_once_and_all_are_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

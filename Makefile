@@ -7,13 +7,16 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptables iproute2 procps \
-	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3 haproxy wrk libnginx-mod-stream
+	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3 haproxy wrk libnginx-mod-stream \
+	openssl
 
 .PHONY: demo test bench bench-lvs install packages check clean
 
 demo: install
 	$(BIN)/loaded-mp demo $(if $(KEEP),--keep)
 
+# Real servers as targets of checks. An SMTP server is tried where one is installed: two cannot be.
+test: PACKAGES += bind9 redis-server
 test: check
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/unit -q
 	$(BIN)/pytest tests -q
@@ -23,6 +26,7 @@ bench: install
 	$(BIN)/python tests/bench/main.py $(if $(QUICK),--quick,--out docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/paper.py --out docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/scale.py --out docs/performance)
+	$(if $(QUICK),,$(BIN)/python tests/bench/checks.py --out docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/page.py docs/performance)
 
 bench-lvs: PACKAGES += ipvsadm user-mode-linux kmod

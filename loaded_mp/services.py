@@ -16,6 +16,7 @@ import numpy as np
 from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.fields import Address
 from loaded_mp.memory.snapshot import MAX_BACKENDS, MAX_LISTENERS, MAX_SERVICES, MAX_SLOTS, MAX_VIPS
+from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import MAX_ROUND, RISE_STEPS
 
 Family = Literal[4, 6]
@@ -179,8 +180,7 @@ class Ids:
             advice = "use port ranges or fewer entries in listen"
             raise TooLargeError("listeners on its VIPs", listeners, MAX_LISTENERS, advice)
         slots = sum(
-            most_slots([each.weight for each in backends], rise_steps(service))
-            for service, _, _, backends in families
+            most_slots(service, [each.weight for each in backends]) for service, _, _, backends in families
         )
         if slots > MAX_SLOTS:
             raise TooLargeError(
@@ -222,15 +222,10 @@ class Ids:
 _FAMILIES: tuple[Family, ...] = (4, 6)
 
 
-def rise_steps(service: Service) -> int:
-    """As how much a weight of 1 may count, so that it can rise."""
-    return RISE_STEPS if service.slow_start_s else 1
-
-
-def most_slots(weights: list[int], steps: int) -> int:
-    """How many slots any scheduler takes for these weights, whichever of them are set to 0.
-
-    Each weight may rise in so many `steps`.
-    """
-    together = 1 if steps > 1 else max(1, int(np.gcd.reduce(weights or [1])))
-    return max(len(weights), min(steps * sum(weights) // together, MAX_ROUND))
+def most_slots(service: Service, weights: list[int]) -> int:
+    """How many slots a service takes at the most for these weights, also while some are 0 or rise."""
+    if SCHEDULERS[service.scheduler].fills_table:
+        return service.table_size
+    if service.slow_start_s:
+        return max(len(weights), min(RISE_STEPS * sum(weights), MAX_ROUND))
+    return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))

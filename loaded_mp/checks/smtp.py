@@ -1,5 +1,6 @@
 """The SMTP check: how a mail server greets."""
 
+import contextlib
 from typing import Literal
 
 from loaded_mp.checks.check import Check, Fault, Finding, at, shown
@@ -19,8 +20,9 @@ class SmtpCheck(Check):
             greeting = await stream.line()
             if greeting[:3] != "220":
                 raise Fault(f"greeted with {shown(greeting)}")
-            await stream.send(b"QUIT\r\n")
-            await stream.line()
+            with contextlib.suppress(Fault, OSError):  # it is polite, and no more than that
+                await stream.send(b"QUIT\r\n")
+                await stream.line()
         return Finding(said=f"greeted with {shown(greeting)}")
 
     def question(self, address: Address) -> str:

@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import functools
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache, partial
 
 from cryptography import x509
 from pydantic import Field, ValidationInfo, field_validator
@@ -62,14 +62,19 @@ class OverTls(Check):
 class Stream:
     """A connection that gives at most MAX_ANSWER_BYTES."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+    def __init__(
+        self,
+        send: Callable[[bytes], Awaitable[None]],
+        receive: Callable[[int], Awaitable[bytes]],
+        certificate: bytes | None = None,
+    ) -> None:
+        """`certificate`: of the other side, in DER."""
+        self._send, self._receive, self._certificate = send, receive, certificate
         self._left = MAX_ANSWER_BYTES
 
     async def send(self, data: bytes) -> None:
         """Give data to the kernel. Raises OSError."""
-        self._writer.write(data)
-        await self._writer.drain()
+        await self._send(data)
 
     @property
     def is_over(self) -> bool:
@@ -78,7 +83,7 @@ class Stream:
 
     async def receive(self) -> bytes:
         """What comes next; empty at the end, or where the bound is. Raises OSError."""
-        data = await self._reader.read(self._left) if self._left else b""
+        data = await self._receive(self._left) if self._left else b""
         self._left -= len(data)
         return data
 
@@ -106,30 +111,45 @@ class Stream:
 
     def certificate_expires_s(self) -> float | None:
         """When the certificate of the other side expires, Unix time; None without TLS."""
-        encrypted = self._writer.get_extra_info("ssl_object")
-        der = encrypted.getpeercert(binary_form=True) if encrypted else None
-        return x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() if der else None
+        if self._certificate is None:
+            return None
+        return x509.load_der_x509_certificate(self._certificate).not_valid_after_utc.timestamp()
 
 
 @contextlib.asynccontextmanager
 async def connected(address: Address, port: int, tls: OverTls | None = None) -> AsyncIterator[Stream]:
     """A connection while the context lasts. Raises Fault (of TLS), OSError, LocalError."""
-    context, name = None, None
-    if tls:
-        name = tls.server_name or str(address)
-        try:
-            context = _context(tls.verify, tls.ca_file)
-        except OSError as error:
-            raise LocalError(f"{tls.ca_file}: {error}") from None
     connection = await connect(address, port)
+    if tls:
+        async with _encrypted(connection, tls, str(address)) as stream:
+            yield stream
+        return
+    loop = asyncio.get_running_loop()
+    with connection:
+        yield Stream(partial(loop.sock_sendall, connection), partial(loop.sock_recv, connection))
+
+
+@contextlib.asynccontextmanager
+async def _encrypted(connection: socket.socket, tls: OverTls, address: str) -> AsyncIterator[Stream]:
+    """TLS over a connection, which ends with it."""
+    try:
+        context = _context(tls.verify, tls.ca_file)
+    except OSError as error:
+        connection.close()
+        raise LocalError(f"{tls.ca_file}: {error}") from None
     try:
         reader, writer = await asyncio.open_connection(
-            sock=connection, ssl=context, server_hostname=name, limit=MAX_ANSWER_BYTES
+            sock=connection, ssl=context, server_hostname=tls.server_name or address, limit=MAX_ANSWER_BYTES
         )
     except ssl.SSLError as error:
         raise Fault(f"no TLS: {_reason(error)}") from None
+
+    async def send(data: bytes) -> None:
+        writer.write(data)
+        await writer.drain()
+
     try:
-        yield Stream(reader, writer)
+        yield Stream(send, reader.read, writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
     except ssl.SSLError as error:
         raise Fault(f"TLS broke: {_reason(error)}") from None
     finally:
@@ -149,7 +169,7 @@ async def connect(address: Address, port: int) -> socket.socket:
     return connection
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def _context(verify: bool, ca_file: str | None) -> ssl.SSLContext:
     if verify:
         return ssl.create_default_context(cafile=ca_file)

@@ -1,8 +1,9 @@
 """What a configuration is. The readers (TOML, classic file, flags) only fill in these models."""
 
+from math import isqrt
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
@@ -23,12 +24,22 @@ from loaded_mp.fields import (
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import Affinity
 from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers.scheduler import MAX_ROUND
 
 #: What to say of a service that answers everything.
 OPEN = "no listen: clients reach every port of its backends by its VIPs"
 
 #: A table alone is the only one of a list.
 _ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, dict | Check) else value)
+
+
+def _prime(value: int) -> int:
+    if any(value % divisor == 0 for divisor in range(2, isqrt(value) + 1)):
+        raise ValueError(f"found {value}, expected a prime number, such as 4093 or 65537")
+    return value
+
+
+Prime = Annotated[int, Field(ge=2, le=MAX_ROUND), AfterValidator(_prime)]
 
 AFFINITIES = tuple(each.name.lower() for each in Affinity)
 
@@ -79,6 +90,7 @@ class Service(Settings):
     vips: tuple[InterfaceField, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
     scheduler: Annotated[str, one_of(SCHEDULERS)] = "wrr"
+    table_size: Prime = MAX_ROUND  #: slots of Maglev's table
     affinity: Annotated[str, one_of(AFFINITIES)] = "source"  #: what makes packets one flow
     forwarding: Annotated[str, one_of(FORWARDINGS)] = "rewrite"  #: who writes the addresses
     tcp_idle_s: IdleSeconds = 7_500  #: more than TCP's keepalive of 7,200 (RFC 9293, 3.8.4)

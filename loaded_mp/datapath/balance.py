@@ -19,7 +19,6 @@ from loaded_mp.datapath.lookup import (
 from loaded_mp.datapath.messages import NF_ACCEPT, NF_DROP, NF_REPEAT, Decision, Queued, from_client
 from loaded_mp.datapath.picks import pick
 from loaded_mp.datapath.work import Work
-from loaded_mp.flows.flow import Flow
 from loaded_mp.flows.table import find, insert, replace, touch, value_of
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, REJECTED, VIP
@@ -105,7 +104,7 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
     if service < 0:
         return Reason.NO_SERVICE, -1, 0
     begins = _is_tcp(header) and begins_connection(packet, header)
-    backend = _backend_for(work, service, client_flow(work, service, ends), ends.protocol, begins)
+    backend = _backend_for(work, service, ends, begins)
     if backend == _NO_BACKEND and snapshot.services[service][ServiceColumn.REJECTS]:
         return Reason.REJECTED, -1, 0
     if backend < 0:
@@ -241,13 +240,14 @@ def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> tuple[Reason,
 
 
 @compiled
-def _backend_for(work: Work, service: int, flow: Flow, protocol: int, begins: bool) -> int:
+def _backend_for(work: Work, service: int, ends: Ends, begins: bool) -> int:
     """The backend of a client's flow, entered or moved if need be; else _NO_BACKEND or _LOST_RACE.
 
     `begins`: the packet begins a TCP connection.
     """
     row = work.snapshot.services[service]
-    confirmed_s = first_s = _idle_s(work, service, protocol)
+    flow = client_flow(work, service, ends)
+    confirmed_s = first_s = _idle_s(work, service, ends.protocol)
     # Of a connection that the kernel goes on with, no second packet is seen.
     if row[ServiceColumn.ANSWER] == Answer.REWRITE:
         first_s = min(confirmed_s, row[ServiceColumn.UNCONFIRMED_S])
@@ -255,11 +255,11 @@ def _backend_for(work: Work, service: int, flow: Flow, protocol: int, begins: bo
         entry, word = find(work.table, flow)
         if entry >= 0:
             held = value_of(word)
-            if _serves(work, held, service) and _stays(work, held, protocol, begins):
+            if _serves(work, held, service) and _stays(work, held, ends.protocol, begins):
                 if touch(work.table, entry, word, work.now_s, work.now_s + confirmed_s):
                     return held
                 continue
-        backend = pick(work, service, flow)
+        backend = pick(work, service, flow, ends.server)
         if backend < 0:
             return _NO_BACKEND
         if entry >= 0:
@@ -297,10 +297,10 @@ def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
     entry, word = find(work.table, flow)
     held = value_of(word) if entry >= 0 else -1
     if held < 0 or not _serves(work, held, service):
-        return Foreseen(service, entry, -1, pick(work, service, flow))
+        return Foreseen(service, entry, -1, pick(work, service, flow, ends.server))
     if _stays(work, held, ends.protocol, ends.protocol == TCP):
         return Foreseen(service, entry, held, held)
-    return Foreseen(service, entry, held, pick(work, service, flow))
+    return Foreseen(service, entry, held, pick(work, service, flow, ends.server))
 
 
 @compiled

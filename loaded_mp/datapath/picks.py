@@ -8,24 +8,42 @@ from loaded_mp.flows.atomics import add
 from loaded_mp.flows.flow import Flow
 from loaded_mp.flows.siphash import siphash
 from loaded_mp.memory.snapshot import Pick, ServiceColumn
+from loaded_mp.packet.address import Address128
 
 #: Known to everybody: a client's slot is the same after a restart and on other machines.
 _PUBLIC_SECRET = np.zeros(2, np.uint64)
 _ZERO = np.uint64(0)
+_ONE = np.uint64(1)
 
 
 @compiled
-def pick(work: Work, service: int, flow: Flow) -> int:
-    """The backend for a new flow of a service; -1 if it has none."""
+def pick(work: Work, service: int, flow: Flow, vip: Address128) -> int:
+    """The backend for a new flow of a service by a VIP; -1 if it has none."""
     row = work.snapshot.services[service]
     if row[ServiceColumn.SLOTS] == 0:
         return -1
     if row[ServiceColumn.PICK] == Pick.LEAST:
         return _least(work, service)
+    if row[ServiceColumn.PICK] == Pick.IDLE:
+        idle = _with_less_than(work, service, False)
+        return idle if idle >= 0 else _least(work, service)
+    if row[ServiceColumn.PICK] == Pick.ROOM:
+        return _with_less_than(work, service, True)
     if row[ServiceColumn.PICK] == Pick.HASH:
-        turn = siphash(_PUBLIC_SECRET, _ZERO, flow.address.high, flow.address.low)
-    else:
-        turn = add(work.cursors, service, np.uint64(1))
+        return _slot(work, service, siphash(_PUBLIC_SECRET, _ZERO, flow.address.high, flow.address.low))
+    if row[ServiceColumn.PICK] == Pick.DESTINATION:
+        return _slot(work, service, siphash(_PUBLIC_SECRET, _ZERO, vip.high, vip.low))
+    turn = add(work.cursors, service, np.uint64(1))
+    if row[ServiceColumn.PICK] == Pick.TWO:
+        first = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ZERO))
+        second = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ONE))
+        return second if _is_less(work, service, second, first) else first
+    return _slot(work, service, turn)
+
+
+@compiled
+def _slot(work: Work, service: int, turn: np.uint64) -> int:
+    row = work.snapshot.services[service]
     slot = signed(turn % np.uint64(row[ServiceColumn.SLOTS]))
     return signed(work.snapshot.slots[row[ServiceColumn.SLOTS_AT] + slot])
 
@@ -34,13 +52,42 @@ def pick(work: Work, service: int, flow: Flow) -> int:
 def _least(work: Work, service: int) -> int:
     row = work.snapshot.services[service]
     first = row[ServiceColumn.SLOTS_AT]
-    best, best_load, best_weight = -1, 0, 1
+    best = signed(work.snapshot.slots[first])
+    for slot in range(first + 1, first + row[ServiceColumn.SLOTS]):
+        backend = signed(work.snapshot.slots[slot])
+        if _is_less(work, service, backend, best):
+            best = backend
+    return best
+
+
+@compiled
+def _is_less(work: Work, service: int, one: int, other: int) -> bool:
+    """Whether a backend has fewer open flows for its weight than another."""
+    row = work.snapshot.services[service]
+    one_load = open_flows(work, one) + row[ServiceColumn.PLUS]
+    other_load = open_flows(work, other) + row[ServiceColumn.PLUS]
+    if row[ServiceColumn.WEIGHTED]:
+        one_load *= work.snapshot.backend_weights[other]
+        other_load *= work.snapshot.backend_weights[one]
+    return bool(one_load < other_load)
+
+
+@compiled
+def _with_less_than(work: Work, service: int, weight: bool) -> int:
+    """The first backend with fewer open flows than its weight, or than one; -1 if there is none."""
+    row = work.snapshot.services[service]
+    first = row[ServiceColumn.SLOTS_AT]
     for slot in range(first, first + row[ServiceColumn.SLOTS]):
         backend = signed(work.snapshot.slots[slot])
-        load = row[ServiceColumn.PLUS]
-        for worker in range(work.active.shape[0]):
-            load += work.active[worker, backend]
-        weight = work.snapshot.backend_weights[backend] if row[ServiceColumn.WEIGHTED] else 1
-        if best < 0 or load * best_weight < best_load * weight:
-            best, best_load, best_weight = backend, load, weight
-    return best
+        if open_flows(work, backend) < (work.snapshot.backend_weights[backend] if weight else 1):
+            return backend
+    return -1
+
+
+@compiled
+def open_flows(work: Work, backend: int) -> int:
+    """How many flows a backend has, over all workers."""
+    flows = 0
+    for worker in range(work.active.shape[0]):
+        flows += work.active[worker, backend]
+    return flows

@@ -19,7 +19,7 @@ MAX_SERVICES = 2048
 MAX_VIPS = 4096
 MAX_LISTENERS = 8192
 MAX_BACKENDS = 8192
-MAX_SLOTS = 1 << 20
+MAX_SLOTS = 1 << 21
 
 
 class Answer(IntEnum):
@@ -35,6 +35,10 @@ class Pick(IntEnum):
     NEXT = 0  #: the slots in turn, over all workers
     HASH = 1  #: the slot that the flow's address has for good
     LEAST = 2  #: the backend with the fewest (open flows + plus) for its weight, the first of equals
+    IDLE = 3  #: the first backend without open flows, else as LEAST
+    ROOM = 4  #: the first backend with fewer open flows than its weight
+    TWO = 5  #: of two slots taken at random the one with fewer (open flows + plus) for its weight
+    DESTINATION = 6  #: the slot that the VIP has for good
 
 
 class Affinity(IntEnum):

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from loaded_mp.schedulers.scheduler import Scheduler, Slots, Weights
+from loaded_mp.schedulers.scheduler import Candidates, Scheduler, Slots
 
 
-def _slots(weights: Weights) -> Slots:
+def each_once(candidates: Candidates) -> Slots:
     """One slot for each backend whose weight is not 0, in their order."""
-    return np.flatnonzero(weights).astype(np.uint16)
+    return np.flatnonzero(candidates.weights).astype(np.uint16)
 
 
-SCHEDULER = Scheduler(_slots)
+SCHEDULER = Scheduler(each_once)

@@ -1,7 +1,7 @@
 """What a scheduler is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,20 +10,28 @@ from loaded_mp.memory.snapshot import Pick
 
 Slots = npt.NDArray[np.uint16]
 Weights = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
 
-#: Slots in one round at the most.
-MAX_ROUND = 1 << 16
 #: In so many parts a weight is counted while some backend of the service starts slowly.
 RISE_STEPS = 20
+#: Slots in one round at the most; a prime, so that it is a size for Maglev's table, too.
+MAX_ROUND = 65_537
 
 
-@dataclass(frozen=True)
-class Scheduler:
+class Candidates(NamedTuple):
+    """The backends of a service."""
+
+    weights: Weights  #: int64[n], effective weights; 0: no new flows
+    keys: Keys  #: uint64[n], numbers that a backend has in every process and on every machine
+    table_size: int  #: of a scheduler with a table of its own
+
+
+class Scheduler(NamedTuple):
     """A strategy: the supervisor fills a service's slots with backends, a worker takes one out of them."""
 
-    #: From effective weights (int64[n]; 0: no new flows) to slots: uint16[m], m <= MAX_ROUND, indices into
-    #: the weights; empty if all are 0.
-    slots: Callable[[Weights], Slots]
+    #: Slots: uint16[m], m <= MAX_ROUND, indices of candidates; empty if all weights are 0.
+    slots: Callable[[Candidates], Slots]
     pick: Pick = Pick.NEXT
-    plus: int = 0  #: for Pick.LEAST
-    weighted: bool = True  #: for Pick.LEAST: whether weights count
+    plus: int = 0  #: for Pick.LEAST and others that compare open flows
+    weighted: bool = True  #: for the same: whether weights count
+    fills_table: bool = False  #: it takes `table_size` slots, whatever the weights are

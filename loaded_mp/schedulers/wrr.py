@@ -2,16 +2,17 @@
 
 import numpy as np
 
-from loaded_mp.schedulers.scheduler import MAX_ROUND, Scheduler, Slots, Weights
+from loaded_mp.schedulers.scheduler import MAX_ROUND, Candidates, Scheduler, Slots
 
 
-def _slots(weights: Weights) -> Slots:
+def interleaved(candidates: Candidates) -> Slots:
     """One round of smooth weighted round robin, as nginx orders it.
 
     Weights that need more than MAX_ROUND slots are scaled down, each to at least 1.
     """
     from loaded_mp.schedulers.smooth import interleave  # noqa: PLC0415 (numba: names need not wait for it)
 
+    weights = candidates.weights
     if not weights.any():
         return np.empty(0, np.uint16)
     weights = weights // np.gcd.reduce(weights)
@@ -23,4 +24,4 @@ def _slots(weights: Weights) -> Slots:
     return slots
 
 
-SCHEDULER = Scheduler(_slots)
+SCHEDULER = Scheduler(interleaved)

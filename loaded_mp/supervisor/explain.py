@@ -26,6 +26,10 @@ _PICKED = {
     Pick.NEXT: "next in turn",
     Pick.HASH: "by the hash of its address",
     Pick.LEAST: "it has the fewest flows for its weight",
+    Pick.IDLE: "it has no flows, or the fewest for its weight",
+    Pick.ROOM: "the first that has fewer flows than its weight",
+    Pick.TWO: "of the next two in turn it has fewer flows for its weight",
+    Pick.DESTINATION: "by the hash of the VIP",
 }
 _ALL_DOWN = "no backend gets new flows: the packet is "
 

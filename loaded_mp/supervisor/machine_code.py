@@ -15,6 +15,7 @@ from loaded_mp.flows.table import MAX_VALUE, Row, count, expire, forget, read, r
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers.scheduler import Candidates
 from loaded_mp.supervisor.explain import NOBODY, question
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def _steps(memory: SharedMemory) -> Iterator[tuple[str, Callable[[], object]]]:
             serve(batch, memory, 0, False)
             give_back(batch, 0)
 
-    yield "schedulers", lambda: [each.slots(np.ones(1, np.int64)) for each in SCHEDULERS.values()]
+    candidates = Candidates(np.ones(1, np.int64), np.ones(1, np.uint64), 3)
+    yield "schedulers", lambda: [each.slots(candidates) for each in SCHEDULERS.values()]
     yield "flow table", sweep
     yield "atomics", lambda: (add(memory.generation, 0, np.uint64(0)), load(memory.generation, 0))
     yield "explain", lambda: foresee(*question(memory, NOBODY, NOBODY, 0, 0))

@@ -1,5 +1,6 @@
 """Building snapshots: from services and the states of their backends to what workers read."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -12,7 +13,7 @@ from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import Affinity, Flag, Snapshot
 from loaded_mp.packet.address import address128
 from loaded_mp.schedulers import SCHEDULERS
-from loaded_mp.schedulers.scheduler import Slots
+from loaded_mp.schedulers.scheduler import Candidates, Slots
 from loaded_mp.services import Family, Part
 from loaded_mp.supervisor.service_state import weights
 from loaded_mp.supervisor.state import BackendState
@@ -120,7 +121,9 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part]) -> None:
     for part in parts:
         service, scheduler = part.service, SCHEDULERS[part.service.scheduler]
         ids = np.fromiter(part.backends, np.uint16, len(part.backends))
-        slots = ids[_slots(service.scheduler, tuple(snapshot.backend_weights[ids].tolist()))]
+        keys = tuple(_key(backend.address) for backend in part.backends.values())
+        weights = tuple(snapshot.backend_weights[ids].tolist())
+        slots = ids[_slots(service.scheduler, weights, keys, service.table_size)]
         snapshot.slots[at : at + slots.size] = slots
         snapshot.services[part.id] = (
             at,
@@ -139,6 +142,12 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part]) -> None:
         at += slots.size
 
 
+def _key(address: Address) -> int:
+    """A number of 64 bits that an address has everywhere."""
+    return int.from_bytes(hashlib.blake2b(address.packed, digest_size=8).digest())
+
+
 @lru_cache(maxsize=256)
-def _slots(scheduler: str, weights: tuple[int, ...]) -> Slots:
-    return SCHEDULERS[scheduler].slots(np.array(weights, np.int64))
+def _slots(scheduler: str, weights: tuple[int, ...], keys: tuple[int, ...], table_size: int) -> Slots:
+    candidates = Candidates(np.array(weights, np.int64), np.array(keys, np.uint64), table_size)
+    return SCHEDULERS[scheduler].slots(candidates)

@@ -49,7 +49,7 @@ class Checked:
     health: Health
     finding: Finding = _UNASKED
     asked_s: float | None = None  #: CLOCK_MONOTONIC; None: not yet
-    took_s: float | None = None
+    took_s: float | None = None  #: the last attempt
 
     @property
     def share(self) -> tuple[int | None, int | None, str | None]:
@@ -169,10 +169,8 @@ class BackendState:
         self.checks[check] = after = Checked(health, finding, result.started_s, result.took_s)
         if self._settle(result.text):
             return Change.UP if self.up else Change.DOWN
-        if before.health.guessed and not (
-            self.up or health.up
-        ):  # the guess was right, and now there is a cause
-            self.cause, self.slow = result.text, True
+        if before.health.guessed and not self.up and not health.up:
+            self.cause, self.slow = result.text, True  # the guess was right
             return Change.DOWN
         return Change.SHARE if after.share != before.share else None
 
@@ -183,8 +181,14 @@ class BackendState:
         return self.observed_down
 
     def _settle(self, cause: str) -> bool:
-        """Draw the conclusion from all checks; whether it is another one than before."""
-        says = [each.health.up for each in self.checks.values()]
+        """Draw the conclusion from all checks; whether it is another one than before.
+
+        Of those that may be silent only what they have said counts, unless there are no others.
+        """
+        loud = [
+            each for check, each in self.checks.items() if check.silence_is_fault or not each.health.guessed
+        ]
+        says = [each.health.up for each in loud or self.checks.values()]
         some_do = self.service and self.service.checks_needed == "any"
         up = any(says) if some_do and says else all(says)
         self.waits = up and not self.up and self._has_to_wait()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from loaded_mp.control.commands import CommandError
 from loaded_mp.log import event
 from loaded_mp.memory.snapshot import MAX_SLOTS
-from loaded_mp.services import most_slots, rise_steps
+from loaded_mp.services import most_slots
 from loaded_mp.status import CheckStatus, Wanted
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
@@ -127,8 +127,8 @@ class Steering:
         states = self._backends.states
         return sum(
             most_slots(
+                part.service,
                 [states[number].effective_weight(each.weight) for number, each in part.backends.items()],
-                rise_steps(part.service),
             )
             for part in self._backends.services.parts
         )

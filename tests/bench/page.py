@@ -72,7 +72,7 @@ them, as more processes have to get a core for each request. The spread below sh
 CPU s is the busy time of all cores, kernel included, for each GB or each 1,000 requests or packets.
 
 {works}
-{lvs}## The paper's measurements (5.5)
+{lvs}{checks}## The paper's measurements (5.5)
 
 The paper sent 488 MB over HTTP to 1 to 4 clients at once, through a Pentium III at 700 MHz and a network of
 100 Mbit/s, and measured IPv6 and IPv4 with a tool of its university beside a router and LVS. Here is the same
@@ -135,6 +135,32 @@ but a connection's first packet in conntrack mode stay in the kernel and compare
 """
 
 
+_CHECKS = """## Checks
+
+`tests/bench/checks.py` ([checks.json](checks.json)) asks {number:,} targets beyond a pair of interfaces,
+each every {interval_s:g} s, with the daemon's own runner, pinned to one core: so many checks of a kind a
+second of that core carries, whatever runs beside it. On time is what begins within a tenth of its
+interval. Where one core is not enough, or others take it away, checks begin later than they are due; they
+do not fail by that.
+
+| check | a second and core | targets that a core carries | core taken | begun a second | on time |
+|---|---|---|---|---|---|
+{rows}
+
+"""
+
+
+def _checks(data: dict[str, Any]) -> str:
+    kinds, interval_s = data["kinds"], data["interval_s"]
+    rows = (
+        f"| {name} | {row['per_second_and_core']:,.0f} | {row['per_second_and_core'] * interval_s:,.0f}"
+        f" | {row['core']:.2f} | {row['per_second']:,.0f} | {row['on_time']:.1%} |"
+        for name, row in kinds.items()
+    )
+    number = max(row["checks"] for row in kinds.values())
+    return _CHECKS.format(number=number, interval_s=interval_s, rows="\n".join(rows))
+
+
 def _waits(rows: list[dict[str, float]]) -> str:
     return "\n".join(
         f"| {'busy' if row['supervisor_busy'] else 'idle'} | {row['packets']:,} | {row['longest_us']:,} us"
@@ -167,6 +193,7 @@ def page(data: dict[str, Any]) -> str:
         seconds=bench["seconds"],
         ipvs=", and LVS with NAT" if has_ipvs else " (this kernel has no IPVS)",
         lvs=_beside_lvs(data["lvs"]) if "lvs" in data and not has_ipvs else "",
+        checks=_checks(data["checks"]) if "checks" in data else "",
         goals=goals_table(bench),
         works=table(bench),
         transfers=paper.table(data["paper"]),
@@ -204,8 +231,8 @@ def with_summary(readme: str, bench: dict[str, Any]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The data that the last run left; that of LVS only where a guest measured it."""
-    parts = [*PARTS, "lvs"] if (folder / "lvs.json").exists() else PARTS
+    """The data that the last run left; of LVS and of checks only where they were measured."""
+    parts = [*PARTS, *(part for part in ("lvs", "checks") if (folder / f"{part}.json").exists())]
     return {part: json.loads((folder / f"{part}.json").read_text()) for part in parts}
 
 

@@ -281,5 +281,7 @@ def test_one_that_joins_serves_after_its_first_success(lab: Lab, servers: Server
     wait_until(lambda: daemon.backends()["10.0.0.2"].up, "the second backend is up")
     assert not daemon.backends()["10.0.0.77"].up
     assert daemon.backends()["10.0.0.77"].effective_weight == 0
+    daemon.logged("event=backend-down service=web backend=10.0.0.77")
+    assert not daemon.backends()["10.0.0.77"].up
     daemon.stop()
-    assert "backend=10.0.0.77" not in daemon.log
+    assert "event=backend-up service=web backend=10.0.0.77" not in daemon.log

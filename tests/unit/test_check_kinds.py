@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -41,7 +42,7 @@ def check_of(**settings: Any) -> Check:
 async def ask(check: Check, version: int = 4) -> Finding | None:
     """What the runner makes of one attempt; None if nothing was learnt."""
     async with asyncio.timeout(DEADLINE_S):
-        result = await Runner([], lambda _: None)._ask(Target(1, LOOPBACK[version], check))
+        result = await Runner([], lambda _: None)._ask(Target(1, LOOPBACK[version], check), 0)
     return result.finding if result else None
 
 
@@ -303,7 +304,7 @@ def test_an_echo_from_nobody() -> None:
     check = check_of(type="icmp", timeout_s=0.1)
 
     async def body() -> None:
-        result = await Runner([], lambda _: None)._ask(Target(1, ip_address("127.255.255.255"), check))
+        result = await Runner([], lambda _: None)._ask(Target(1, ip_address("127.255.255.255"), check), 0)
         assert result is None or result.finding.fault
 
     asyncio.run(body())
@@ -539,6 +540,24 @@ def test_a_bad_server_costs_one_slot_and_one_line(
                 while len(os.listdir("/proc/self/fd")) > before:
                     await asyncio.sleep(0.01)
         assert not complaints
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("kind", [*ASKING, "udp", "dns", "icmp"])
+def test_no_name_is_ever_looked_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(*_: Any, **__: Any) -> None:
+        raise AssertionError("a name was looked up")
+
+    more = {"udp": {"send": "x"}, "dns": {"name": "example.org"}}.get(kind, {})
+
+    async def body() -> None:
+        async with server(says(b"220 hello up 10%\r\n")) as port:
+            for name in ("getaddrinfo", "gethostbyname", "getnameinfo"):
+                monkeypatch.setattr(socket, name, look_up)
+            settings = {} if kind == "icmp" else {"port": port}
+            found = await ask(check_of(type=kind, timeout_s=0.2, **settings, **more))
+            assert "looked up" not in str(found)
 
     asyncio.run(body())
 

@@ -208,7 +208,7 @@ def test_what_does_not_answer_is_cut_off() -> None:
                     each.connect(server.getsockname())
             started_s = loop.time()
             check = TcpCheck(port=server.getsockname()[1], timeout_s=0.1)
-            result = await Runner([], lambda _: None)._ask(Target(7, ip_address("127.0.0.1"), check))
+            result = await Runner([], lambda _: None)._ask(Target(7, ip_address("127.0.0.1"), check), 0)
             assert result
             assert result.finding.fault == "no answer within 0.1 s"
             assert 0.09 < loop.time() - started_s < DEADLINE_S
@@ -221,7 +221,7 @@ def test_what_does_not_answer_is_cut_off() -> None:
 def test_what_cannot_be_reached_says_what_the_kernel_says() -> None:
     async def ask() -> Result | None:
         target = Target(7, ip_address("255.255.255.255"), TcpCheck(port=80))
-        return await Runner([], lambda _: None)._ask(target)
+        return await Runner([], lambda _: None)._ask(target, 0)
 
     result = asyncio.run(ask())
     assert result
@@ -579,6 +579,19 @@ def test_health_of_several_checks_outlives_a_hand_over() -> None:
     assert after.heard(Result(target, Finding("down"), float("inf"))) is Change.DOWN
 
 
+@pytest.mark.parametrize("needed", ["all", "any"])
+def test_an_agent_that_never_spoke_holds_nobody_down_and_nobody_up(needed: str) -> None:
+    agent = AgentCheck(port=9)
+    state = BackendState(up=False)
+    state.follow((A, agent), needed)
+    assert not state.up
+    assert state.heard(result(A, True)) is Change.UP
+    assert state.heard(result(A, False)) is Change.DOWN
+    state.heard(result(A, True))
+    state.heard(result(agent, False))
+    assert state.up is (needed == "any")
+
+
 def test_who_is_asked() -> None:
     checks = '[[service.check]]\nport = 80\n[[service.check]]\nport = 81\naddress = "10.9.9.9"\n'
     config = config_of(checks, "10.0.0.1", "10.0.0.2")
@@ -591,3 +604,53 @@ def test_who_is_asked() -> None:
         "connect to 10.1.0.2:80",
         "connect to 10.9.9.9:81",
     ]
+
+
+def test_attempts_are_begun_few_at_once_and_room_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "MAX_IN_FLIGHT", 40)
+    begun: list[int] = []
+    rounds = 0
+
+    async def answer() -> Finding:
+        begun.append(rounds)
+        await asyncio.sleep(0.02)
+        return Finding()
+
+    def count() -> None:
+        nonlocal rounds
+        rounds += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    targets = [told(number, answer, interval_s=0.001) for number in range(100)]
+
+    async def body(watched: Watch) -> None:
+        asyncio.get_running_loop().call_soon(count)
+        await until(lambda: len(begun) > 200)
+        watched.update([])  # many wait, some were just begun
+        await until(lambda: watched.runner._room == 40)
+        watched.update(targets)
+        heard = len(begun)
+        await until(lambda: len(begun) > heard + 200)
+
+    watch(targets, body)
+    assert max(begun.count(each) for each in set(begun)) <= 32
+
+
+def test_what_we_were_too_busy_to_hear_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    asked = asyncio.Event()
+
+    async def hang() -> Finding:
+        asked.set()
+        await asyncio.sleep(DEADLINE_S)
+        raise AssertionError
+
+    async def body(watched: Watch) -> None:
+        await asyncio.wait_for(asked.wait(), DEADLINE_S)
+        time.sleep(0.4)  # as a supervisor that hangs in a system call
+        await until(lambda: "checks-hindered" in caplog.text)
+        assert watched.results == []
+        await until(lambda: bool(watched.results))
+        assert watched.results[0].finding.fault == "no answer within 0.1 s"
+
+    watch([told(1, hang, timeout_s=0.1)], body)
+    assert 'cause="this machine was too busy to listen in time"' in caplog.text

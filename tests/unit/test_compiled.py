@@ -16,6 +16,7 @@ from loaded_mp.compiled import PACKAGES, compiled
 from loaded_mp.datapath.loop import give_back, new_batch, serve
 from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers.scheduler import Candidates
 from loaded_mp.supervisor.machine_code import load_machine_code
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.sweep import Count, Expire, Forget, Sweeper
@@ -67,7 +68,7 @@ def test_after_the_start_nothing_is_compiled() -> None:
             give_back(batch, 5)
         asyncio.run(supervise())
         for scheduler in SCHEDULERS.values():
-            scheduler.slots(np.array([3, 0, 65_535]))
+            scheduler.slots(Candidates(np.array([3, 0, 65_535]), np.arange(3, dtype=np.uint64), 7))
     assert [called(each) for _, each in late.buffer if each.is_start] == []
 
 

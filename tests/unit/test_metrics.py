@@ -1,6 +1,7 @@
 """A Status as Prometheus reads it."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,14 @@ def test_queues_are_read_as_the_kernel_prints_them(tmp_path: Path) -> None:
 
 def test_a_kernel_that_tracks_no_connections_has_no_figures_of_them() -> None:
     assert "tracked" not in exposition(STATUS.model_copy(update={"tracked": None}))
+
+
+def test_the_days_of_a_certificate_count_from_now() -> None:
+    seen = BACKEND.model_copy(update={"certificate_expires_s": time.time() + 3 * 86_400})
+    service = STATUS.services[0].model_copy(update={"backends": (seen, DOWN)})
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(lambda: STATUS.model_copy(update={"services": (service,)})))
+    name = "loaded_mp_backend_certificate_days"
+    labels = {"service": "web", "backend": "web1", "address": "10.0.0.1"}
+    assert registry.get_sample_value(name, labels) == pytest.approx(3, abs=0.01)
+    assert registry.get_sample_value(name, labels | {"backend": "web2"}) is None  # none was seen

@@ -1,0 +1,7 @@
+"""Least connection: the backend with the fewest open flows, whatever its weight."""
+
+from loaded_mp.memory.snapshot import Pick
+from loaded_mp.schedulers.rr import each_once
+from loaded_mp.schedulers.scheduler import Scheduler
+
+SCHEDULER = Scheduler(each_once, Pick.LEAST, weighted=False)

@@ -125,7 +125,7 @@ class Explanation(_Model):
     backend: str  #: the name of where the packet goes; empty: nowhere
     address: str  #: of that backend
     why: str  #: it goes there, or nowhere
-    writer: str  #: who writes the addresses
+    forwarding: str  #: who writes the addresses, as the configuration says it
 
 
 class WorkerStatus(_Model):

@@ -56,7 +56,7 @@ def _lines(found: Explanation) -> list[str]:
     return [
         *said,
         f"goes to   {named}: {found.why}",
-        f"rewrite   by {found.writer}",
+        f"addresses (forwarding {found.forwarding})",
         f"          destination {found.vip} becomes {found.address}",
         f"          in replies source {found.address} becomes {found.vip}",
     ]

@@ -9,7 +9,6 @@ from loaded_mp.datapath.balance import foresee
 from loaded_mp.datapath.lookup import NO_PORT, Ends
 from loaded_mp.datapath.work import Work, work_of
 from loaded_mp.fields import Address, Listener, Protocol
-from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Flag, Pick
 from loaded_mp.packet.address import Address128, address128
@@ -67,7 +66,7 @@ def explain(
         backend=_name(part, backend),
         address=str(part.backends[backend].address) if part and backend in part.backends else "",
         why=_why(part, held, backend, asked[0]) if part else _unanswered(vip, backends),
-        writer=FORWARDINGS[part.service.forwarding].who if part else "",
+        forwarding=part.service.forwarding if part else "",
     )
 
 

@@ -583,7 +583,7 @@ def test_health_of_several_checks_outlives_a_hand_over() -> None:
 def test_an_agent_that_never_spoke_holds_nobody_down_and_nobody_up(needed: str) -> None:
     agent = AgentCheck(port=9)
     state = BackendState(up=False)
-    state.follow((A, agent), needed)
+    state.follow(checked(A, agent, needed=needed))
     assert not state.up
     assert state.heard(result(A, True)) is Change.UP
     assert state.heard(result(A, False)) is Change.DOWN

@@ -144,15 +144,15 @@ def test_words_outlive_a_hand_over(world: World) -> None:
 
 def test_weights_that_workers_have_no_room_for_are_refused() -> None:
     services = [
-        service(f"s{n}", [f"192.0.2.{n + 1}"], {"10.0.0.1": 65_535, "10.0.0.2": 65_535}) for n in range(20)
+        service(f"s{n}", [f"192.0.2.{n + 1}"], {"10.0.0.1": 65_535, "10.0.0.2": 65_535}) for n in range(40)
     ]
     world = World(*services)
-    for n in range(15):
+    for n in range(31):
         world.steering.weigh(65_534, "10.0.0.1", f"s{n}")
     world.snapshot()
-    with pytest.raises(CommandError, match="room for 1,048,576 scheduler slots"):
-        world.steering.weigh(65_534, "10.0.0.1", "s15")
-    assert world.effective(*world.steering.find("10.0.0.1", "s15")) == (65_535, True)
+    with pytest.raises(CommandError, match="room for 2,097,152 scheduler slots"):
+        world.steering.weigh(65_534, "10.0.0.1", "s31")
+    assert world.effective(*world.steering.find("10.0.0.1", "s31")) == (65_535, True)
 
 
 def test_checks_that_were_not_asked_say_so(world: World) -> None:

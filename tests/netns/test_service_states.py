@@ -1,6 +1,5 @@
 """Looking into a daemon that runs, and what it makes of backends that come and go, on a real kernel."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,14 +35,14 @@ def who(lab: Lab, vip: str, source: str) -> str:
 def test_flows_are_seen_explained_and_moved(lab: Lab) -> None:
     daemon = lab.daemon(lab.config(service='listen = ["tcp/80"]'))
     for vip in VIPS:
-        for source in lab.sources(vip):
+        for source in lab.sources(vip)[:2]:
             explained = Explanation.model_validate_json(
                 said(lab, "explain", source, vip, "--port", "80", "--json")
             )
             assert explained.backend == who(lab, vip, source)
         said(lab, "explain", lab.sources(vip)[0], vip)
         said(lab, "explain", lab.sources(vip)[0], vip, "--protocol", "udp", "--port", "53")
-    assert said(lab, "flows", "--count") == "16\n"
+    assert said(lab, "flows", "--count") == "4\n"
     found = FlowsStatus.model_validate_json(said(lab, "flows", "--json"))
     assert all(each.confirmed and each.left_s > 7_000 for each in found.flows)
     for vip in VIPS:
@@ -108,8 +107,8 @@ def test_backups_quorum_and_no_backend(lab: Lab) -> None:
     wait_until(lambda: all(up(daemon)), "all are up")
     daemon.logged("event=backends-again service=web family=IPv4")
     tells("up web 4", "up web 6")
-    events = json.loads(said(lab, "events", "--json")) if "events" in said(lab, "--help") else []
-    assert {"no-backend", "quorum-down"} <= {each["event"] for each in events}
+    events = said(lab, "events", "--json")
+    assert all(f'"{name}"' in events for name in ("no-backend", "quorum-down", "backends-again"))
     wait_until(
         lambda: [each.effective_weight for each in daemon.backends().values()] == [1, 1, 0] * 2,
         "weights have risen",

@@ -66,10 +66,10 @@ def duration(seconds: float) -> str:
 
 
 def state(backend: BackendStatus) -> str:
-    """Whether it is down, and since when; else what the operator wants of it, if that is not the usual."""
-    if backend.up and backend.wanted is not Wanted.READY:
-        return str(backend.wanted)
-    return f"{'up' if backend.up else 'down'} {duration(backend.since_s)}"
+    """Whether it is up or down and since when, and what is wanted of it, if that is not the usual."""
+    wanted = "" if backend.wanted is Wanted.READY else str(backend.wanted)
+    up = f"{'up' if backend.up else 'down'} {duration(backend.since_s)}"
+    return f"{up}, {wanted}" if wanted and not backend.up else wanted or up
 
 
 def _backend(backend: BackendStatus) -> Text:

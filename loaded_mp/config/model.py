@@ -160,9 +160,9 @@ class Config(Settings):
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
     #: So long a stop tells both ends of TCP connections that they are over.
     goodbye_s: Annotated[float, Field(ge=0, le=60)] = 2.0
+    user: str = Field(default_factory=default_user, min_length=1)
     control_group: Annotated[str, Field(min_length=1)] | None = (
         None  #: may use the control socket, as root may
     )
-    user: str = Field(default_factory=default_user, min_length=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics_listen: HostAndPort = "127.0.0.1:9128"  #: of /metrics; empty: none

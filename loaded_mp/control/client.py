@@ -14,10 +14,10 @@ from loaded_mp.control.address import ALLOWED_USER, TIMEOUT_S, control_path, loc
 from loaded_mp.status import Status
 
 Answer = TypeVar("Answer")
-_ONLY_ROOT = "only root, and the group that is set as control_group, may talk to the daemon; use sudo"
 #: So long a command waits for a daemon that is restarting.
 RESTART_S = 10.0
 _POLL_S = 0.05
+_ONLY_ROOT = "only root, and the group that is set as control_group, may talk to the daemon; use sudo"
 
 
 class ControlError(Exception):

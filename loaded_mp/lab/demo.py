@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from loaded_mp.lab.daemon import Daemon
+from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, in_url
 from loaded_mp.lab.wait import wait_until
 
@@ -107,6 +107,7 @@ def traffic(demo: Demo) -> None:
     demo.run(f"download {_BIG_MIB} MiB over each family", lambda: _download(lab))
     demo.run("take backend2 away", lambda: _backend_away(lab, daemon, homes))
     demo.run("let backend2 come back", lambda: _backend_back(lab, daemon))
+    demo.run("loaded-mp drain backend1", lambda: _drain(lab))
     demo.run("kill -9 each worker under load", lambda: _kill_workers(lab, daemon))
 
 
@@ -232,6 +233,24 @@ def _backend_back(lab: Lab, daemon: Daemon) -> str:
     lab.backends[1].start_web()
     wait_until(lambda: _states(lab, daemon) == {True}, "the check notices")
     return f"up again after {time.monotonic() - started:.1f} s; new clients go there, nobody is torn away"
+
+
+def _drain(lab: Lab) -> str:
+    vip, name = VIPS[0], lab.backends[0].name
+    new = [f"198.18.200.{number}" for number in range(1, 61)]
+    lab.client.ip(*(f"address add {each}/16 dev eth0" for each in new))
+    before = lab.answers("http", vip, 1, lab.sources(vip))
+    lab.balancer.run(loaded_mp(), "drain", name)
+    answers = lab.answers("http", vip, _REQUESTS, lab.sources(vip))
+    came = lab.answers("http", vip, 1, new)
+    lab.balancer.run(loaded_mp(), "ready", name)
+    _no_errors(answers | came)
+    if moved := [source for source, names in answers.items() if set(names) != set(before[source])]:
+        raise StepError(f"{len(moved)} clients did not stay with their backend")
+    if strayed := sum(names == [name] for names in came.values()):
+        raise StepError(f"{strayed} new clients came to it")
+    had = sum(names == [name] for names in before.values())
+    return f"its {had} clients stayed with it, {len(new)} new ones went to the others; no request failed"
 
 
 def _kill_workers(lab: Lab, daemon: Daemon) -> str:

@@ -349,8 +349,13 @@ class Daemon:
             workers=[child.pid for child in self._children.children if child.pid],
         )
         log.info(event("restarting"))
-        asyncio.get_running_loop().call_later(_ANSWER_S, hand_on, handed)
+        asyncio.get_running_loop().call_later(_ANSWER_S, self._hand_on, handed)
         return []
+
+    def _hand_on(self, handed: Inherited) -> None:
+        """Become the program anew, unless a stop was asked for since."""
+        if not self._stop.is_set():
+            hand_on(handed)
 
     def stop(self) -> None:
         """End, as at SIGTERM."""

@@ -121,8 +121,9 @@ def test_a_panic_uses_all(lab: Lab) -> None:
     daemon = lab.daemon(lab.config(service="panic_share = 0.5"))
     for backend in lab.backends[:2]:
         backend.stop_web()
+    wait_until(lambda: up(daemon) == [False, False, True] * 2, "two are down")
+    daemon.logged("event=panic service=web family=IPv4")
     daemon.logged("event=panic service=web family=IPv6")
-    assert up(daemon) == [False, False, True] * 2
     assert [each.effective_weight for each in daemon.backends().values()] == [1] * 6
     for backend in lab.backends[:2]:
         backend.start_web()

@@ -111,7 +111,10 @@ def _odd(address: Address) -> str:
 def _within(service: _Service) -> Iterator[Contradiction]:
     here = ("services", service.number)
     if service.idle:
-        yield (*here, "backends"), "found no weight above 0, expected one, or all_zero = true in the service"
+        yield (
+            (*here, "backends"),
+            "found no weight above 0, expected one (in TOML all_zero = true lets all be 0)",
+        )
     served = {backend.version for backend in service.backends.values()}
     offered = {vip.version for vip in service.vips.values()}
     seen: set[Address] = set()

@@ -1,9 +1,10 @@
 """What a configuration is. The readers (TOML, classic file, flags) only fill in these models."""
 
+import re
 from math import isqrt
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
@@ -42,6 +43,42 @@ def _prime(value: int) -> int:
 Prime = Annotated[int, Field(ge=2, le=MAX_ROUND), AfterValidator(_prime)]
 
 AFFINITIES = tuple(each.name.lower() for each in Affinity)
+
+_AFFINITY = re.compile(r"([a-z]+)(?:/(\d+))?(?:/(\d+))?")
+
+
+class ClientAffinity(Settings):
+    """What makes packets one flow: `source`, `source/24` or `source/24/64` (networks), `connection`.
+
+    With `none` each goes by itself.
+    """
+
+    kind: Annotated[str, one_of(AFFINITIES)]
+    prefix4: int = Field(default=32, ge=1, le=32)  #: how many bits of an IPv4 address count
+    prefix6: int = Field(default=128, ge=1, le=128)  #: of an IPv6 address
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """A number alone is for IPv4, one above 32 for IPv6."""
+        if not isinstance(value, str):
+            return value
+        found = _AFFINITY.fullmatch(value)
+        if not found or (found[2] and found[1] != "source"):
+            raise ValueError(f"found {value!r}, expected source, source/24, source/24/64, connection or none")
+        kind, *prefixes = (each for each in found.groups() if each)
+        if len(prefixes) == 1 and int(prefixes[0]) > 32:
+            prefixes = ["32", *prefixes]
+        return {"kind": kind, **dict(zip(("prefix4", "prefix6"), map(int, prefixes), strict=False))}
+
+    def __str__(self) -> str:
+        prefixes = (f"/{self.prefix4}", f"/{self.prefix6}")
+        whole = (self.prefix4, self.prefix6) == (32, 128)
+        return self.kind + ("" if whole else "".join(prefixes))
+
+    @model_serializer
+    def _to_text(self) -> str:
+        return str(self)
 
 
 class Backend(Settings):
@@ -91,7 +128,8 @@ class Service(Settings):
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
     scheduler: Annotated[str, one_of(SCHEDULERS)] = "wrr"
     table_size: Prime = MAX_ROUND  #: slots of Maglev's table
-    affinity: Annotated[str, one_of(AFFINITIES)] = "source"  #: what makes packets one flow
+    affinity: ClientAffinity = ClientAffinity(kind="source")
+    tcp_fin_idle_s: IdleSeconds = 120  #: of a connection that one end has ended, with affinity = "connection"
     forwarding: Annotated[str, one_of(FORWARDINGS)] = "rewrite"  #: who writes the addresses
     tcp_idle_s: IdleSeconds = 7_500  #: more than TCP's keepalive of 7,200 (RFC 9293, 3.8.4)
     udp_idle_s: IdleSeconds = 300
@@ -123,6 +161,15 @@ class Service(Settings):
     all_down: Literal["drop", "reject", "spread"] = "drop"  #: what is done while no backend is usable
     observe: Observe | None = None  #: None: only checks say what is down
     backends: tuple[Backend, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_packet_by_itself(self) -> Self:
+        only_udp = bool(self.listen) and all(each.protocol == "udp" for each in self.listen)
+        if self.affinity.kind == "none" and not only_udp:
+            raise ValueError(
+                'affinity: found "none", expected listen to name udp only: connections would break'
+            )
+        return self
 
     @model_validator(mode="after")
     def _observe_has_means(self) -> Self:

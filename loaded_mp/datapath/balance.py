@@ -1,11 +1,9 @@
 """What becomes of one packet: direction, flow, backend, rewriting. No I/O and no clock."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
-from loaded_mp.datapath.affinity import client_flow
+from loaded_mp.datapath.home import NO_BACKEND, backend_for, has_flow, home_of, renew
 from loaded_mp.datapath.lookup import (
     NO_PORT,
     Ends,
@@ -17,16 +15,14 @@ from loaded_mp.datapath.lookup import (
     vip_row,
 )
 from loaded_mp.datapath.messages import NF_ACCEPT, NF_DROP, NF_REPEAT, Decision, Queued, from_client
-from loaded_mp.datapath.picks import pick
 from loaded_mp.datapath.work import Work
-from loaded_mp.flows.table import find, insert, replace, touch, value_of
-from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
+from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, REJECTED, VIP
-from loaded_mp.memory.snapshot import MAX_BACKENDS, Answer, Flag, ServiceColumn
+from loaded_mp.memory.snapshot import Answer, Flag, ServiceColumn
 from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
-from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, UDP, Header, parse
+from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, Header, parse
 from loaded_mp.packet.reasons import FATES, Fate, Reason
-from loaded_mp.packet.reset import begins_connection, goes_on, make_reset, refuses
+from loaded_mp.packet.reset import Step, make_reset, refuses, step_of
 from loaded_mp.packet.rewrite import (
     complete_checksum,
     set_destination,
@@ -37,10 +33,6 @@ from loaded_mp.packet.rewrite import (
 
 _ICMP_HEADER = 8
 _IP_HEADERS = (20, 40)
-#: How often a flow is looked up anew because another worker changed it at the same moment.
-_TRIES = 16
-#: In place of a backend id.
-_NO_BACKEND, _LOST_RACE = -1, -2
 _ONE = np.uint64(1)
 _TELL_THE_OTHER = int(Flag.ENDING | Flag.RESET)
 _REJECT = int(Flag.ENDED | Flag.RESET)
@@ -103,14 +95,14 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
     service = service_of(snapshot, vip, ends.protocol, _port(header, ends))
     if service < 0:
         return Reason.NO_SERVICE, -1, 0
-    begins = _is_tcp(header) and begins_connection(packet, header)
-    backend = _backend_for(work, service, ends, begins)
-    if backend == _NO_BACKEND and snapshot.services[service][ServiceColumn.REJECTS]:
+    step = step_of(packet, header) if _is_tcp(header) else Step.GOES_ON
+    backend = backend_for(work, service, ends, step)
+    if backend == NO_BACKEND and snapshot.services[service][ServiceColumn.REJECTS]:
         return Reason.REJECTED, -1, 0
     if backend < 0:
-        return (Reason.NO_BACKEND if backend == _NO_BACKEND else Reason.LOST_RACE), -1, 0
+        return (Reason.NO_BACKEND if backend == NO_BACKEND else Reason.LOST_RACE), -1, 0
     stops = snapshot.backend_flags[backend] if _is_tcp(header) else 0
-    if begins and stops & _STOPS:
+    if step == Step.BEGINS and stops & _STOPS:
         return Reason.ENDING, -1, 0
     if stops & _REJECT:
         return Reason.ENDED, -1, 0
@@ -118,7 +110,7 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
         return Reason.OK, backend, BACKEND + backend
     set_destination(packet, header, snapshot.backend_bytes[backend, : address_length(header.version)])
     _count_to_backend(work, backend, header)
-    work.backends_counted[backend][BackendCounter.CONNECTIONS] += np.uint64(begins)
+    work.backends_counted[backend][BackendCounter.CONNECTIONS] += np.uint64(step == Step.BEGINS)
     return Reason.OK, backend, mark
 
 
@@ -135,9 +127,8 @@ def _error_to_backend(packet: Bytes, header: Header, work: Work, vip: int) -> tu
     service = service_of(snapshot, vip, ends.protocol, _port(quote, ends))
     if service < 0:
         return Reason.NO_SERVICE, -1
-    entry, word = find(work.table, client_flow(work, service, ends))
-    backend = value_of(word)
-    if entry < 0 or not _serves(work, backend, service):
+    backend = home_of(work, service, ends)
+    if backend < 0:
         return Reason.NO_FLOW, -1
     address = snapshot.backend_bytes[backend, : address_length(header.version)]
     set_quoted_source(packet, header, quote, address)
@@ -160,7 +151,7 @@ def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Re
         return Reason.TOLD, -1
     if reason != Reason.OK:
         return reason, -1
-    _renew(work, backend, ends, not _is_tcp(header) or goes_on(packet, header))
+    renew(work, backend, ends, step_of(packet, header) if _is_tcp(header) else Step.GOES_ON)
     if _is_tcp(header) and refuses(packet, header):
         work.backends_counted[backend][BackendCounter.REFUSALS] += _ONE
     set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
@@ -229,7 +220,7 @@ def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> tuple[Reason,
         backend = snapshot.members[at]
         service, vip = snapshot.backend_services[backend], snapshot.backend_vips[backend]
         listens = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, port) == service
-        if listens and _has_flow(work, backend, ends):
+        if listens and has_flow(work, backend, ends):
             # The kernel would take it for a new connection, and could not translate the client's then.
             marks = snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK
             told = snapshot.backend_flags[backend] & _TELL_THE_OTHER
@@ -237,89 +228,6 @@ def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> tuple[Reason,
                 return Reason.UNMARKED, -1, -1
             found, found_vip = backend, vip
     return (Reason.OK if found >= 0 else Reason.NO_FLOW), found, found_vip
-
-
-@compiled
-def _backend_for(work: Work, service: int, ends: Ends, begins: bool) -> int:
-    """The backend of a client's flow, entered or moved if need be; else _NO_BACKEND or _LOST_RACE.
-
-    `begins`: the packet begins a TCP connection.
-    """
-    row = work.snapshot.services[service]
-    flow = client_flow(work, service, ends)
-    confirmed_s = first_s = _idle_s(work, service, ends.protocol)
-    # Of a connection that the kernel goes on with, no second packet is seen.
-    if row[ServiceColumn.ANSWER] == Answer.REWRITE:
-        first_s = min(confirmed_s, row[ServiceColumn.UNCONFIRMED_S])
-    for _ in range(_TRIES):
-        entry, word = find(work.table, flow)
-        if entry >= 0:
-            held = value_of(word)
-            if _serves(work, held, service) and _stays(work, held, ends.protocol, begins):
-                if touch(work.table, entry, word, work.now_s, work.now_s + confirmed_s):
-                    return held
-                continue
-        backend = pick(work, service, flow, ends.server)
-        if backend < 0:
-            return _NO_BACKEND
-        if entry >= 0:
-            if replace(work.table, entry, word, backend):
-                _count_flow(work, backend, held)
-            continue
-        held, evicted = insert(work.table, flow, backend, work.now_s + first_s)
-        _count_evicted(work, evicted)
-        if held == backend:
-            _count_flow(work, backend, -1)
-            return backend
-    return _LOST_RACE
-
-
-class Foreseen(NamedTuple):
-    """What would become of a packet. Ids are -1 where there is none."""
-
-    service: int
-    entry: int  #: of the client's flow in the table
-    held: int  #: the backend id that the flow has
-    backend: int  #: that of the backend that the packet would go to
-
-
-@compiled
-def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
-    """What would become of a client's packet that begins something. `port` is what listeners are asked for.
-
-    This takes the next turn of a service, so let `work` have cursors of its own; nothing else is changed.
-    """
-    vip = vip_row(work.snapshot, ends.server)
-    service = service_of(work.snapshot, vip, ends.protocol, port) if vip >= 0 else -1
-    if service < 0:
-        return Foreseen(-1, -1, -1, -1)
-    flow = client_flow(work, service, ends)
-    entry, word = find(work.table, flow)
-    held = value_of(word) if entry >= 0 else -1
-    if held < 0 or not _serves(work, held, service):
-        return Foreseen(service, entry, -1, pick(work, service, flow, ends.server))
-    if _stays(work, held, ends.protocol, ends.protocol == TCP):
-        return Foreseen(service, entry, held, held)
-    return Foreseen(service, entry, held, pick(work, service, flow, ends.server))
-
-
-@compiled
-def _renew(work: Work, backend: int, ends: Ends, confirms: bool) -> None:
-    """Let a client's flow live on, as its backend has answered; if it is forgotten, enter it again."""
-    service = work.snapshot.backend_services[backend]
-    idle_s = _idle_s(work, service, ends.protocol)
-    if not confirms:
-        idle_s = min(idle_s, work.snapshot.services[service][ServiceColumn.UNCONFIRMED_S])
-    flow = client_flow(work, service, ends)
-    entry, word = find(work.table, flow)
-    if entry >= 0:
-        if value_of(word) == backend:
-            touch(work.table, entry, word, work.now_s, work.now_s + idle_s)
-    elif work.snapshot.backend_flags[backend] & Flag.USABLE:
-        held, evicted = insert(work.table, flow, backend, work.now_s + idle_s)
-        _count_evicted(work, evicted)
-        if held == backend:
-            _count_flow(work, backend, -1)
 
 
 @compiled
@@ -337,34 +245,9 @@ def _may_have_flow(packet: Bytes, queued: Queued, header: Header, work: Work) ->
     client = read_address(packet, destination_at(version, start), version)
     first = snapshot.address_members[row, 0]
     for at in range(first, first + snapshot.address_members[row, 1]):
-        if _has_flow(work, snapshot.members[at], Ends(0, client, 0, client, 0)):
+        if has_flow(work, snapshot.members[at], Ends(0, client, 0, client, 0)):
             return True
     return False
-
-
-@compiled
-def _has_flow(work: Work, backend: int, ends: Ends) -> bool:
-    """Whether a client's flow goes to a backend."""
-    flow = client_flow(work, work.snapshot.backend_services[backend], ends)
-    entry, word = find(work.table, flow)
-    return entry >= 0 and value_of(word) == backend
-
-
-@compiled
-def _serves(work: Work, value: int, service: int) -> bool:
-    """Whether a value from the flow table is a backend of a service; it may have been taken away."""
-    return value < MAX_BACKENDS and work.snapshot.backend_services[value] == service
-
-
-@compiled
-def _stays(work: Work, backend: int, protocol: int, begins: bool) -> bool:
-    """Whether a packet of this protocol goes on to the backend that its flow has."""
-    flags = work.snapshot.backend_flags[backend]
-    if flags & Flag.USABLE:
-        return True
-    if protocol == TCP:
-        return bool(flags & Flag.KEEP_TCP or (flags & Flag.RESET and not begins))
-    return bool(flags & (Flag.KEEP_UDP if protocol == UDP else Flag.KEEP_OTHER))
 
 
 @compiled
@@ -380,17 +263,6 @@ def _port(header: Header, ends: Ends) -> int:
 
 
 @compiled
-def _idle_s(work: Work, service: int, protocol: int) -> int:
-    column = ServiceColumn.OTHER_IDLE_S
-    if protocol == TCP:
-        column = ServiceColumn.TCP_IDLE_S
-    elif protocol == UDP:
-        column = ServiceColumn.UDP_IDLE_S
-    idle_s: int = work.snapshot.services[service][column]
-    return idle_s
-
-
-@compiled
 def _count_to_backend(work: Work, backend: int, header: Header) -> None:
     row = work.backends_counted[backend]
     row[BackendCounter.TO_BACKEND_PACKETS] += _ONE
@@ -402,22 +274,3 @@ def _count_to_client(work: Work, backend: int, header: Header) -> None:
     row = work.backends_counted[backend]
     row[BackendCounter.TO_CLIENT_PACKETS] += _ONE
     row[BackendCounter.TO_CLIENT_BYTES] += np.uint64(header.end - header.start)
-
-
-@compiled
-def _count_flow(work: Work, backend: int, before: int) -> None:
-    """Count a flow that a backend got, from the backend `before` unless that is no backend."""
-    row = work.backends_counted[backend]
-    row[BackendCounter.NEW_FLOWS] += _ONE
-    work.active[work.worker, backend] += 1
-    if 0 <= before < MAX_BACKENDS:
-        work.active[work.worker, before] -= 1
-
-
-@compiled
-def _count_evicted(work: Work, value: int) -> None:
-    """Count a flow with this value that gave way; none did if it is negative."""
-    if value >= 0:
-        work.table_counted[FlowTableCounter.EVICTIONS] += _ONE
-        if value < MAX_BACKENDS:
-            work.active[work.worker, value] -= 1

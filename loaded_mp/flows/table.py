@@ -114,6 +114,12 @@ def touch(table: FlowTable, entry: int, word: np.uint64, now_s: int, deadline_s:
 
 
 @compiled
+def shorten(table: FlowTable, entry: int, deadline_s: int) -> None:
+    """Let an entry that has just been found live until `deadline_s`; who touches it makes it longer again."""
+    table.deadlines_s[entry] = np.uint32(deadline_s)
+
+
+@compiled
 def replace(table: FlowTable, entry: int, word: np.uint64, value: int) -> bool:
     """Give a found entry another value. False if somebody was faster: then look again."""
     changed = (word & ~_TAG_MASK & ~_VALUE_MASK) | _next_tag(word) | np.uint64(value)

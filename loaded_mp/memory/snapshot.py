@@ -22,6 +22,10 @@ MAX_BACKENDS = 8192
 MAX_SLOTS = 1 << 21
 
 
+#: Added to the backend id in the value of a flow that is a connection of which one end has ended it.
+CLOSING = 0x8000
+
+
 class Answer(IntEnum):
     """What a worker does with a packet whose backend is decided."""
 
@@ -44,7 +48,9 @@ class Pick(IntEnum):
 class Affinity(IntEnum):
     """What makes packets one flow."""
 
-    SOURCE = 0  #: the client's address
+    SOURCE = 0  #: the client's address, or its network
+    CONNECTION = 1  #: both addresses and ports
+    NONE = 2  #: nothing: each packet by itself
 
 
 class ListenerColumn(IntEnum):
@@ -70,7 +76,13 @@ class ServiceColumn(IntEnum):
     PICK = 8  #: a Pick
     PLUS = 9  #: for Pick.LEAST
     WEIGHTED = 10  #: for Pick.LEAST: 0: all weights count as 1
-    REJECTS = 11  #: 1: without a backend packets are rejected, 0: dropped
+    NETWORK_HIGH = 11  #: which bits of a client's address count, as Address128
+    NETWORK_LOW = 12
+    BEFORE = 13  #: an Affinity by which older flows were entered, or -1
+    BEFORE_HIGH = 14  #: which bits counted then
+    BEFORE_LOW = 15
+    FIN_IDLE_S = 16  #: of a connection of which one end has ended it
+    REJECTS = 17  #: 1: without a backend packets are rejected, 0: dropped
 
 
 class Flag(IntEnum):
@@ -95,7 +107,7 @@ class Snapshot(NamedTuple):
     vip_bytes: npt.NDArray[np.uint8]  #: [MAX_VIPS, 16] by VIP id, network byte order, IPv4 in the first 4
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 4], see ListenerColumn
-    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 12] by service id, see ServiceColumn
+    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 18] by service id, see ServiceColumn
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service

@@ -1,5 +1,7 @@
 """Turning a TCP segment into a reset, so that the end that it goes to learns that its connection is over."""
 
+from enum import IntEnum
+
 from loaded_mp.compiled import Bytes, compiled, signed
 from loaded_mp.packet.checksum import adjust, read16, write16
 from loaded_mp.packet.header import Header
@@ -9,19 +11,27 @@ _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
 _TCP_HEADER = 20
 
 
-@compiled
-def begins_connection(packet: Bytes, header: Header) -> bool:
-    """Whether a well-formed TCP segment is a SYN, as a client sends it (RFC 9293, 3.5)."""
-    return signed(packet[header.upper + 13]) & (_SYN | _ACK) == _SYN
+class Step(IntEnum):
+    """What a TCP segment is in the life of its connection (RFC 9293, 3.5 and 3.6)."""
+
+    GOES_ON = 0
+    BEGINS = 1  #: a SYN
+    ANSWERS = 2  #: the answer to one
+    ENDS = 3  #: a FIN
+    BREAKS = 4  #: a reset
 
 
 @compiled
-def goes_on(packet: Bytes, header: Header) -> bool:
-    """Whether a well-formed TCP segment belongs to a connection that its receiver has agreed to.
-
-    An answer to a SYN does not: SYNs from invented sources are answered too.
-    """
-    return signed(packet[header.upper + 13]) & (_SYN | _RST) == 0
+def step_of(packet: Bytes, header: Header) -> int:
+    """The Step of a well-formed TCP segment."""
+    flags = signed(packet[header.upper + 13])
+    if flags & (_FIN | _SYN | _RST) == 0:
+        return Step.GOES_ON
+    if flags & _RST:
+        return Step.BREAKS
+    if flags & _SYN:
+        return Step.ANSWERS if flags & _ACK else Step.BEGINS
+    return Step.ENDS
 
 
 @compiled

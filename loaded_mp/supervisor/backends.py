@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from loaded_mp.checks.runner import Result, Target, Targets
-from loaded_mp.config.model import Config, Service
+from loaded_mp.config.model import ClientAffinity, Config, Service
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.log import event
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 class Backends:
     """Everything by backend id."""
 
-    services: Services
-
     def __init__(self, memory: SharedMemory, config: Config, adopted: Adopted | None = None) -> None:
         """Raises TooLargeError if workers have no room for the configuration."""
         self._memory = memory
+        self.services = Services(config, ())
         self._ids = adopted.ids if adopted else Ids()
         self.states: dict[int, BackendState] = adopted.states if adopted else {}
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
+        self._affinity_before: dict[int, ClientAffinity] = {}  #: by service id
         self._running = self._ids.services.held()  #: services, by id
         self._service_states: dict[int, ServiceState] = {}  #: by service id
         self.quorum = Quorum()
@@ -45,6 +45,11 @@ class Backends:
 
     def configure(self, services: Services) -> None:
         """Let these be the services."""
+        affinities = {part.id: part.service.affinity for part in services.parts}
+        for part in self.services.parts:
+            if affinities.get(part.id, part.service.affinity) != part.service.affinity:
+                self._affinity_before[part.id] = part.service.affinity
+        self._affinity_before = {n: each for n, each in self._affinity_before.items() if n in affinities}
         self.services = services
         for number in services.part_of.keys() - self.states.keys():
             part = services.part_of[number]
@@ -67,7 +72,7 @@ class Backends:
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""
         self._judge_all()
-        fill(snapshot, self.services.parts, self.states)
+        fill(snapshot, self.services.parts, self.states, self._affinity_before)
 
     def targets(self) -> Targets:
         """What is to be checked."""

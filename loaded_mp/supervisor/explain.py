@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from loaded_mp.control.commands import CommandError
-from loaded_mp.datapath.balance import foresee
+from loaded_mp.datapath.home import foresee
 from loaded_mp.datapath.lookup import NO_PORT, Ends
 from loaded_mp.datapath.work import Work, work_of
 from loaded_mp.fields import Address, Listener, Protocol

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from loaded_mp.compiled import tell_of_late_compilation
-from loaded_mp.datapath.balance import foresee
+from loaded_mp.datapath.home import foresee
 from loaded_mp.datapath.loop import give_back, new_batch, serve
 from loaded_mp.flows.atomics import add, load
 from loaded_mp.flows.table import MAX_VALUE, Row, count, expire, forget, read, replace

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from loaded_mp.config.model import ClientAffinity
 from loaded_mp.fields import Address
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import Affinity, Flag, Snapshot
@@ -26,12 +27,21 @@ PROTOCOLS: dict[Family, dict[str, int]] = {
 _ANY_PROTOCOL, _FIRST_PORT, _LAST_PORT = 0, 0, 65_535
 
 
-def fill(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[int, BackendState]) -> None:
+#: Affinities that services had before those that they have, by service id.
+Before = Mapping[int, ClientAffinity]
+
+
+def fill(
+    snapshot: Snapshot,
+    parts: Sequence[Part],
+    states: Mapping[int, BackendState],
+    before: Before | None = None,
+) -> None:
     """Write a whole buffer that nobody reads; `states` are by backend id."""
     _fill_vips(snapshot, parts)
     _fill_backends(snapshot, parts, states)
     _fill_addresses(snapshot, parts)
-    _fill_services(snapshot, parts)
+    _fill_services(snapshot, parts, before or {})
 
 
 def _bytes(addresses: Sequence[Address]) -> npt.NDArray[np.uint8]:
@@ -114,7 +124,7 @@ def _fill_addresses(snapshot: Snapshot, parts: Sequence[Part]) -> None:
     snapshot.members[: len(members)] = [number for _, number in members]
 
 
-def _fill_services(snapshot: Snapshot, parts: Sequence[Part]) -> None:
+def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before) -> None:
     """Needs the weights of the backends there already."""
     snapshot.services[:] = 0
     at = 0
@@ -133,13 +143,25 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part]) -> None:
             service.other_idle_s,
             service.unconfirmed_s,
             FORWARDINGS[service.forwarding].answer,
-            Affinity[service.affinity.upper()],
+            Affinity[service.affinity.kind.upper()],
             scheduler.pick,
             scheduler.plus,
             scheduler.weighted,
+            *_network(part.family, service.affinity),
+            Affinity[before[part.id].kind.upper()] if part.id in before else -1,
+            *_network(part.family, before.get(part.id, service.affinity)),
+            service.tcp_fin_idle_s,
             service.all_down == "reject",
         )
         at += slots.size
+
+
+def _network(family: Family, affinity: ClientAffinity) -> tuple[int, int]:
+    """Which bits of a client's address count: both halves of an Address128 as int64."""
+    bits = 96 + affinity.prefix4 if family == 4 else affinity.prefix6
+    mask = (1 << 128) - (1 << (128 - bits))
+    high, low = np.array([mask >> 64, mask & (1 << 64) - 1], np.uint64).astype(np.int64).tolist()
+    return high, low
 
 
 def _key(address: Address) -> int:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, count, expire, forget
 from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.shared import SharedMemory
-from loaded_mp.memory.snapshot import MAX_BACKENDS
+from loaded_mp.memory.snapshot import CLOSING, MAX_BACKENDS
 
 #: Seldom enough that the workers, whose cores it may take for a moment, do not show it in their latency.
 _INTERVAL_S = 5.0
@@ -120,6 +120,7 @@ class Forget:
         self._table = table
         self._forgotten = np.zeros(MAX_VALUE + 1, np.bool_)
         self._forgotten[list(values)] = True
+        self._forgotten[CLOSING:] |= self._forgotten[: MAX_VALUE + 1 - CLOSING]
 
     def begin(self) -> None:
         """Nothing is to be done."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from loaded_mp.config.model import Backend, Config, Service
+from loaded_mp.config.model import Backend, ClientAffinity, Config, Service
 from loaded_mp.flows.flow import Flow
 from loaded_mp.memory.segment import new_segment
 from loaded_mp.memory.snapshot import Snapshot, snapshot_fields, snapshot_from
@@ -29,7 +29,11 @@ def service(name: str, vips: list[str], backends: dict[str, int], **more: Any) -
 
 
 def build(
-    *services: Service, ids: Ids | None = None, down: tuple[int, ...] = (), stops: Mapping[int, Stops] = {}
+    *services: Service,
+    ids: Ids | None = None,
+    down: tuple[int, ...] = (),
+    stops: Mapping[int, Stops] = {},
+    before: Mapping[int, ClientAffinity] = {},
 ) -> tuple[Snapshot, tuple[Part, ...]]:
     """A snapshot in which every backend but `down` is usable at its configured weight."""
     expanded = (ids or Ids()).expand(Config(services=services))
@@ -37,7 +41,7 @@ def build(
     for number, stop in stops.items():
         states[number].stops = stop
     snapshot = new_snapshot()
-    fill(snapshot, expanded.parts, states)
+    fill(snapshot, expanded.parts, states, before)
     return snapshot, expanded.parts
 
 

@@ -39,7 +39,7 @@ from world import (
 )
 
 from loaded_mp.config.model import Service
-from loaded_mp.datapath import balance
+from loaded_mp.datapath import home
 from loaded_mp.datapath.messages import HOOK_POSTROUTING, HOOK_PREROUTING, NF_ACCEPT, NF_DROP, NF_REPEAT
 from loaded_mp.flows.flow import flow_of
 from loaded_mp.flows.table import MAX_VALUE, expire, find, insert, value_of
@@ -795,7 +795,7 @@ def test_a_race_that_is_lost_again_and_again_is_no_lack_of_backends(monkeypatch:
     packet = IP(src=CLIENT[4], dst=VIP[4]) / TCP(dport=80)
     world.backend_of(packet)
     world.now_s += 10_000
-    monkeypatch.setattr(balance, "touch", lambda *_: False)
+    monkeypatch.setattr(home, "touch", lambda *_: False)
     decision, _ = world.decide(bytes(packet), HOOK_PREROUTING)
     assert (decision.verdict, decision.reason) == (NF_DROP, Reason.LOST_RACE)
 

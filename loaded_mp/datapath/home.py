@@ -1,0 +1,241 @@
+"""Which backend a client has: its flow, entered, moved, renewed and ended."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from loaded_mp.compiled import compiled
+from loaded_mp.datapath.affinity import client_flow, flow_before
+from loaded_mp.datapath.lookup import Ends, service_of, vip_row
+from loaded_mp.datapath.picks import pick
+from loaded_mp.datapath.work import Work
+from loaded_mp.flows.flow import Flow
+from loaded_mp.flows.table import find, insert, replace, shorten, touch, value_of
+from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
+from loaded_mp.memory.snapshot import CLOSING, MAX_BACKENDS, Affinity, Answer, Flag, ServiceColumn
+from loaded_mp.packet.header import TCP, UDP
+from loaded_mp.packet.reset import Step
+
+#: How often a flow is looked up anew because another worker changed it at the same moment.
+_TRIES = 16
+#: In place of a backend id.
+NO_BACKEND, LOST_RACE = -1, -2
+_ONE = np.uint64(1)
+
+
+@compiled
+def backend_for(work: Work, service: int, ends: Ends, step: int) -> int:
+    """The backend of a client's packet, its flow entered or moved if need be; else NO_BACKEND or LOST_RACE.
+
+    `step`: of a TCP connection, else Step.GOES_ON.
+    """
+    row = work.snapshot.services[service]
+    flow = client_flow(work, service, ends)
+    if row[ServiceColumn.AFFINITY] == Affinity.NONE:
+        return pick(work, service, flow, ends.server)
+    if row[ServiceColumn.BEFORE] >= 0 and step != Step.BEGINS:
+        held = _go_on(work, service, flow_before(work, service, ends), ends, step)
+        if held >= 0:
+            return held
+    first_s = _idle_s(work, service, ends.protocol)
+    # Of a connection that the kernel goes on with, no second packet is seen.
+    if row[ServiceColumn.ANSWER] == Answer.REWRITE:
+        first_s = min(first_s, row[ServiceColumn.UNCONFIRMED_S])
+    for _ in range(_TRIES):
+        held = _go_on(work, service, flow, ends, step)
+        if held >= 0:
+            return held
+        entry, word = find(work.table, flow)
+        if held == LOST_RACE and entry >= 0:
+            continue
+        backend = pick(work, service, flow, ends.server)
+        if backend < 0:
+            return NO_BACKEND
+        if entry >= 0:
+            if replace(work.table, entry, word, backend):
+                _count_flow(work, backend, value_of(word))
+            continue
+        held, evicted = insert(work.table, flow, backend, work.now_s + first_s)
+        _count_evicted(work, evicted)
+        if held == backend:
+            _count_flow(work, backend, -1)
+            return backend
+    return LOST_RACE
+
+
+class Foreseen(NamedTuple):
+    """What would become of a packet. Ids are -1 where there is none."""
+
+    service: int
+    entry: int  #: of the client's flow in the table
+    held: int  #: the backend id that the flow has
+    backend: int  #: that of the backend that the packet would go to
+
+
+@compiled
+def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
+    """What would become of a client's packet that begins something. `port` is what listeners are asked for.
+
+    This takes the next turn of a service, so let `work` have cursors of its own; nothing else is changed.
+    """
+    vip = vip_row(work.snapshot, ends.server)
+    service = service_of(work.snapshot, vip, ends.protocol, port) if vip >= 0 else -1
+    if service < 0:
+        return Foreseen(-1, -1, -1, -1)
+    row = work.snapshot.services[service]
+    flow = client_flow(work, service, ends)
+    if row[ServiceColumn.AFFINITY] == Affinity.NONE:
+        return Foreseen(service, -1, -1, pick(work, service, flow, ends.server))
+    step = Step.BEGINS if ends.protocol == TCP else Step.GOES_ON
+    if row[ServiceColumn.BEFORE] >= 0 and step != Step.BEGINS:
+        entry, held, stays = _foreseen_flow(work, service, flow_before(work, service, ends), ends, step)
+        if stays:
+            return Foreseen(service, entry, held, held)
+    entry, held, stays = _foreseen_flow(work, service, flow, ends, step)
+    if stays:
+        return Foreseen(service, entry, held, held)
+    return Foreseen(service, entry, held, pick(work, service, flow, ends.server))
+
+
+@compiled
+def _foreseen_flow(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> tuple[int, int, bool]:
+    """The entry of a flow, its backend id, and whether it would go on with that; -1 where there is none."""
+    entry, word = find(work.table, flow)
+    value = value_of(word)
+    held = value & ~CLOSING
+    if entry < 0 or not _serves(work, held, service):
+        return entry, -1, False
+    begins_anew = value & CLOSING != 0 and step == Step.BEGINS
+    return entry, held, _stays(work, held, ends.protocol, step) and not begins_anew
+
+
+@compiled
+def _go_on(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> int:
+    """The backend with which a flow goes on, renewed; NO_BACKEND if there is none, or LOST_RACE."""
+    entry, word = find(work.table, flow)
+    if entry < 0:
+        return NO_BACKEND
+    value = value_of(word)
+    held = value & ~CLOSING
+    if not _serves(work, held, service) or not _stays(work, held, ends.protocol, step):
+        return NO_BACKEND
+    if value & CLOSING and step == Step.BEGINS:
+        return NO_BACKEND
+    idle_s = _idle_s(work, service, ends.protocol)
+    if value & CLOSING:
+        idle_s = min(idle_s, work.snapshot.services[service][ServiceColumn.FIN_IDLE_S])
+    if not touch(work.table, entry, word, work.now_s, work.now_s + idle_s):
+        return LOST_RACE
+    if step in (Step.ENDS, Step.BREAKS):
+        _close(work, service, flow)
+    return held
+
+
+@compiled
+def renew(work: Work, backend: int, ends: Ends, step: int) -> None:
+    """Let a client's flow live on, as its backend has answered; if it is forgotten, enter it again.
+
+    The answer to a SYN confirms nothing: SYNs from invented sources are answered too.
+    """
+    service = work.snapshot.backend_services[backend]
+    row = work.snapshot.services[service]
+    if row[ServiceColumn.AFFINITY] == Affinity.NONE:
+        return
+    idle_s = _idle_s(work, service, ends.protocol)
+    if step in (Step.BEGINS, Step.ANSWERS, Step.BREAKS):
+        idle_s = min(idle_s, row[ServiceColumn.UNCONFIRMED_S])
+    flow = client_flow(work, service, ends)
+    entry, word = find(work.table, flow)
+    if entry < 0 and row[ServiceColumn.BEFORE] >= 0:
+        entry, word = find(work.table, flow_before(work, service, ends))
+    if entry >= 0:
+        value = value_of(word)
+        if value & CLOSING:
+            idle_s = min(idle_s, row[ServiceColumn.FIN_IDLE_S])
+        if value & ~CLOSING == backend:
+            touch(work.table, entry, word, work.now_s, work.now_s + idle_s)
+            if step in (Step.ENDS, Step.BREAKS):
+                _close(work, service, flow)
+    elif work.snapshot.backend_flags[backend] & Flag.USABLE and step != Step.BREAKS:
+        held, evicted = insert(work.table, flow, backend, work.now_s + idle_s)
+        _count_evicted(work, evicted)
+        if held == backend:
+            _count_flow(work, backend, -1)
+
+
+@compiled
+def _close(work: Work, service: int, flow: Flow) -> None:
+    """Let a flow that is one connection end: it is no open flow any more, and forgotten soon."""
+    row = work.snapshot.services[service]
+    if row[ServiceColumn.AFFINITY] != Affinity.CONNECTION:
+        return
+    entry, word = find(work.table, flow)
+    value = value_of(word)
+    if entry >= 0 and not value & CLOSING and replace(work.table, entry, word, value | CLOSING):
+        shorten(work.table, entry, work.now_s + row[ServiceColumn.FIN_IDLE_S])
+        work.active[work.worker, value] -= 1
+
+
+@compiled
+def home_of(work: Work, service: int, ends: Ends) -> int:
+    """The backend that a client has in a service; -1 if it has none."""
+    entry, word = find(work.table, client_flow(work, service, ends))
+    if entry < 0 and work.snapshot.services[service][ServiceColumn.BEFORE] >= 0:
+        entry, word = find(work.table, flow_before(work, service, ends))
+    backend = value_of(word) & ~CLOSING
+    return backend if entry >= 0 and _serves(work, backend, service) else -1
+
+
+@compiled
+def has_flow(work: Work, backend: int, ends: Ends) -> bool:
+    """Whether a client's flow goes to a backend; where there are no flows, it may."""
+    service = work.snapshot.backend_services[backend]
+    if work.snapshot.services[service][ServiceColumn.AFFINITY] == Affinity.NONE:
+        return True
+    return bool(home_of(work, service, ends) == backend)
+
+
+@compiled
+def _serves(work: Work, value: int, service: int) -> bool:
+    """Whether a value from the flow table is a backend of a service; it may have been taken away."""
+    return value < MAX_BACKENDS and work.snapshot.backend_services[value] == service
+
+
+@compiled
+def _stays(work: Work, backend: int, protocol: int, step: int) -> bool:
+    """Whether a packet of this protocol goes on to the backend that its flow has."""
+    flags = work.snapshot.backend_flags[backend]
+    if flags & Flag.USABLE:
+        return True
+    if protocol == TCP:
+        return bool(flags & Flag.KEEP_TCP or (flags & Flag.RESET and step != Step.BEGINS))
+    return bool(flags & (Flag.KEEP_UDP if protocol == UDP else Flag.KEEP_OTHER))
+
+
+@compiled
+def _idle_s(work: Work, service: int, protocol: int) -> int:
+    column = ServiceColumn.OTHER_IDLE_S
+    if protocol == TCP:
+        column = ServiceColumn.TCP_IDLE_S
+    elif protocol == UDP:
+        column = ServiceColumn.UDP_IDLE_S
+    idle_s: int = work.snapshot.services[service][column]
+    return idle_s
+
+
+@compiled
+def _count_flow(work: Work, backend: int, before: int) -> None:
+    """Count a flow that a backend got, from the value `before` unless that is no open flow's."""
+    work.backends_counted[backend][BackendCounter.NEW_FLOWS] += _ONE
+    work.active[work.worker, backend] += 1
+    if 0 <= before < MAX_BACKENDS:
+        work.active[work.worker, before] -= 1
+
+
+@compiled
+def _count_evicted(work: Work, value: int) -> None:
+    """Count a flow with this value that gave way; none did if it is negative."""
+    if value >= 0:
+        work.table_counted[FlowTableCounter.EVICTIONS] += _ONE
+        if value < MAX_BACKENDS:
+            work.active[work.worker, value] -= 1

@@ -15,6 +15,7 @@ from loaded_mp.flows.table import MAX_VALUE, FlowTable, Row, read, replace
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.packet.address import Address128, address128, ip_of
+from loaded_mp.services import Part
 from loaded_mp.status import FlowsStatus, FlowStatus
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.steering import Steering
@@ -45,7 +46,7 @@ class OpenFlows:
     ) -> FlowsStatus:
         """How many there are, and at most so many of them. Raises CommandError."""
         found = self._steering.within(service) if backend is None else self._steering.named(backend, service)
-        reading = Read(self._memory.table, found, source, most)
+        reading = Read(self._memory.table, self._prefixes(found), source, most)
         await self._sweeper.once(reading, _PIECE)
         now_s = int(time.monotonic())
         flows = sorted(self._flows(reading.kept, now_s), key=lambda each: (each.service, each.source))
@@ -60,7 +61,7 @@ class OpenFlows:
         within = [number for part in to for number in self._backends.services.by_id[part].backends]
         only = ip_network(source)
         for _ in range(_TRIES):
-            reading = Read(self._memory.table, within, only, MOST_FLOWS)
+            reading = Read(self._memory.table, self._prefixes(within), only, MOST_FLOWS)
             await self._sweeper.once(reading, _PIECE)
             if not reading.total:
                 raise CommandError(f"{source} has no flow that could go to {backend}: nothing is moved")
@@ -68,6 +69,10 @@ class OpenFlows:
             if all(moved):
                 break
         return await self.listed(only, None, service, MOST_FLOWS)
+
+    def _prefixes(self, numbers: Iterable[int]) -> dict[int, int]:
+        """How many bits of a client's address tell flows apart, by backend id."""
+        return {number: _prefix(self._backends.services.part_of[number]) for number in numbers}
 
     def _targets(self, backend: str, service: str | None) -> dict[int, int]:
         """The backend id to which flows go, by the id of their service."""
@@ -108,7 +113,7 @@ class OpenFlows:
             left_s = int(row[Row.DEADLINE_S]) - now_s
             yield FlowStatus(
                 service=service,
-                source=str(_source(row)),
+                source=_shown(_source(row), part),
                 backend=backend,
                 address=str(part.backends[number].address),
                 left_s=max(0, left_s),
@@ -119,10 +124,14 @@ class OpenFlows:
 class Read:
     """Reads the flows of some backends, and of a source."""
 
-    def __init__(self, table: FlowTable, backends: Iterable[int], source: Network | None, most: int) -> None:
+    def __init__(self, table: FlowTable, prefixes: dict[int, int], source: Network | None, most: int) -> None:
+        """`prefixes`: how many bits of an address tell flows apart, by the id of each wanted backend."""
         self._table = table
         self._wanted = np.zeros(MAX_VALUE + 1, np.bool_)
-        self._wanted[list(backends)] = True
+        self._wanted[list(prefixes)] = True
+        self._prefix = np.zeros(MAX_VALUE + 1, np.int64)
+        self._prefix[list(prefixes)] = list(prefixes.values())
+        self._prefixes = set(prefixes.values())
         self._source = source
         self._most = most
         self._rows = np.zeros((_PIECE, len(Row)), np.uint64)
@@ -136,12 +145,22 @@ class Read:
         """Read those that are there."""
         rows = self._rows[: read(self._table, start, stop, self._wanted, self._rows)]
         if self._source is not None:
-            rows = rows[_within(rows, self._source)]
+            rows = rows[self._are_of(self._source, rows)]
         self.total += len(rows)
         self.kept += [row.copy() for row in rows[: self._most - len(self.kept)]]
 
     def end(self) -> None:
         """Nothing is to be done."""
+
+    def _are_of(self, source: Network, rows: Words) -> npt.NDArray[np.bool_]:
+        """Which of the rows are flows of a source; a flow may be that of the network around it."""
+        are = np.zeros(len(rows), np.bool_)
+        prefixes = self._prefix[rows[:, Row.VALUE].astype(np.int64)]
+        for prefix in self._prefixes:
+            if prefix <= source.max_prefixlen:
+                around = source if prefix >= source.prefixlen else source.supernet(new_prefix=prefix)
+                are |= (prefixes == prefix) & _within(rows, around)
+        return are
 
 
 def _within(rows: Words, source: Network) -> npt.NDArray[np.bool_]:
@@ -152,6 +171,17 @@ def _within(rows: Words, source: Network) -> npt.NDArray[np.bool_]:
         rows[:, Row.LOW] & np.uint64(mask & _64_BITS) == wanted.low
     )
     return same
+
+
+def _prefix(part: Part) -> int:
+    affinity = part.service.affinity
+    return affinity.prefix4 if part.family == 4 else affinity.prefix6
+
+
+def _shown(source: Address, part: Part) -> str:
+    """A client, or the network of clients that share a flow."""
+    prefix = _prefix(part)
+    return str(source) if prefix == source.max_prefixlen else f"{source}/{prefix}"
 
 
 def _source(row: Words) -> Address:

@@ -99,9 +99,17 @@ SERVICES = (
     service("web", VIPS, dict.fromkeys(ALL, 2), listen=["tcp/80", "tcp/8000-8099"], all_down="reject"),
     service("dns", VIPS, dict.fromkeys(ALL, 1), listen=["udp/53", "tcp/53"], scheduler="rr", on_down="keep"),
     service("tls", VIPS, dict.fromkeys(ALL, 1), listen=["tcp/443"], forwarding="conntrack"),
+    service("quic", VIPS, dict.fromkeys(ALL, 1), listen=["udp/443"], affinity="none"),
     service("ping", VIPS, dict.fromkeys(ALL, 1), listen=["icmp"], panic_share=0.5, on_down="reset"),
     service("rest", [VIP2[4], VIP2[6]], dict.fromkeys(ALL, 3), on_down="reset", all_down="spread"),
-    service("one", [VIP2[4], VIP2[6]], dict.fromkeys(ALL, 1), listen=["tcp/8080"], slow_start_s=100),
+    service(
+        "one",
+        [VIP2[4], VIP2[6]],
+        dict.fromkeys(ALL, 1),
+        listen=["tcp/8080"],
+        slow_start_s=100,
+        affinity="source/28/124",
+    ),
 )
 
 

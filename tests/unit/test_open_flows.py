@@ -25,9 +25,9 @@ ALL_BACKENDS = dict.fromkeys(BACKENDS[4] + BACKENDS[6], 1)
 class World(Daemon):
     """A world whose flows are looked into."""
 
-    def __init__(self) -> None:
+    def __init__(self, affinity: str = "source") -> None:
         super().__init__(
-            service("web", VIPS, ALL_BACKENDS, listen=["tcp/80"]),
+            service("web", VIPS, ALL_BACKENDS, listen=["tcp/80"], affinity=affinity),
             service("dns", VIPS, ALL_BACKENDS, listen=["tcp/53"]),
         )
         self.now_s = int(time.monotonic())
@@ -102,6 +102,17 @@ def test_a_client_is_moved_and_nobody_else() -> None:
     both = world.move(source, to)
     assert {each.service: each.address for each in both.flows} == {"web": to, "dns": to}
     assert world.happens(source, VIP[4], "tcp", 53) == to
+
+
+def test_clients_of_a_network_share_a_flow_that_each_of_them_finds() -> None:
+    world = World("source/24/64")
+    world.fill_up(4, 9)
+    world.fill_up(6, 9)
+    for source, shown in (("198.51.100.7", "198.51.100.0/24"), ("2001:db8:c::7", "2001:db8:c::/64")):
+        assert [each.source for each in world.listed(source).flows] == [shown]
+    assert world.listed("198.51.101.7").total == 0
+    world.move("198.51.100.7", BACKENDS[4][2])
+    assert world.happens("198.51.100.8", VIP[4]) == BACKENDS[4][2]
 
 
 def test_nobody_is_moved_where_that_makes_no_sense() -> None:

@@ -98,7 +98,7 @@ class Report:
             listen=tuple(str(listener) for listener in service.listen),
             scheduler=service.scheduler,
             forwarding=service.forwarding,
-            affinity=service.affinity,
+            affinity=str(service.affinity),
             checks=tuple(str(check) for check in service.checks),
             checks_needed=service.checks_needed,
             backends=tuple(

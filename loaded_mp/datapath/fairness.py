@@ -1,11 +1,12 @@
 """While packets wait, one source takes no more than its share of a worker.
 
-As long as a worker keeps pace, none of this happens. When what waits takes longer than CROWDED_US, a batch is
-thinned: of each source no more than `allowed` packets are decided, the others dropped, which costs a fraction
-of deciding them. `allowed` falls with each batch that is thinned and rises by one with each other, so that it
-settles where the worker keeps pace: sources that send less than that lose nothing, and those that send more
-are all cut to the same. Clients that have no flow yet count as one source, which spoofed ones look like. A
-source that is alone is left to the queue's bound.
+As long as a worker keeps pace, none of this happens, and what came while nobody served, as at a hand-over,
+is worked off. When what waits takes longer than CROWDED_US, and has done so for LASTING_US, a batch is
+thinned: of each source no more than `allowed` packets are decided, the others dropped, which costs a
+fraction of deciding them. `allowed` falls with each batch that is thinned and rises by one with each other,
+so that it settles where the worker keeps pace: sources that send less than that lose nothing, and those
+that send more are all cut to the same. Clients that have no flow yet count as one source, which spoofed
+ones look like. A source that is alone is left to the queue's bound.
 """
 
 from typing import NamedTuple
@@ -29,6 +30,8 @@ from loaded_mp.packet.reasons import Reason
 _ALONE_US = 1_000_000
 #: So long may the last packet have to wait, in microseconds: a quarter of what the queue has room for.
 CROWDED_US = 5_000
+#: So long it may be crowded before anything is dropped, in microseconds.
+LASTING_US = 300_000
 #: Memory that the kernel takes for a message beside its packet, by measurement, in bytes.
 _MESSAGE_BYTES = 700
 _HEADER_4, _HEADER_6 = 20, 40
@@ -46,6 +49,7 @@ class Shares(NamedTuple):
     sources: Words  #: uint64[batch + 1, 2]: the addresses by slot, then the one that was seen last
     allowed: Longs  #: int64[1]: packets of a batch that one source may have
     others_us: Longs  #: int64[1]: when another was seen than before
+    calm_us: Longs  #: int64[1]: when it was not crowded the last time; 0: not known yet
     us_per_byte: Floats  #: float64[1]: how long a worker takes for what waits, by the memory of it
 
 
@@ -55,18 +59,22 @@ def new_shares(batch: int) -> Shares:
         np.zeros((batch + 1, 2), np.uint64),
         np.full(1, batch, np.int64),
         np.full(1, -_ALONE_US, np.int64),
+        np.zeros(1, np.int64),
         np.zeros(1, np.float64),
     )
 
 
 @compiled
-def crowded(shares: Shares, waiting_bytes: int) -> bool:
-    """Whether so much waits that it takes too long; a source may have less of the batch then, else more."""
+def crowded(shares: Shares, waiting_bytes: int, now_us: int) -> bool:
+    """Whether so much waits that it takes too long, and lastingly; a source may have less of a batch then."""
     too_long = bool(waiting_bytes * shares.us_per_byte[0] > CROWDED_US)
+    if not too_long or shares.calm_us[0] == 0:
+        shares.calm_us[0] = now_us
+    lasting = too_long and now_us - shares.calm_us[0] > LASTING_US
     allowed = shares.allowed[0]
-    allowed += -((allowed + 7) // 8) if too_long else 1
+    allowed += -((allowed + 7) // 8) if lasting else 1
     shares.allowed[0] = min(max(allowed, 1), shares.sources.shape[0] - 1)
-    return too_long
+    return lasting
 
 
 @compiled

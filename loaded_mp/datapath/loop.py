@@ -138,7 +138,7 @@ def next_batch(batch: Batch, started_us: int) -> int:
 def _decide_all(batch: Batch, count: int, work: Work, read_us: int) -> None:
     """Decide the packets in the first `count` slots and send the verdicts."""
     full = count == BATCH
-    thin = crowded(batch.shares, waiting_bytes(batch.descriptor, batch.scratch) if full else 0)
+    thin = crowded(batch.shares, waiting_bytes(batch.descriptor, batch.scratch) if full else 0, read_us)
     first = verdicts = waiting = packet_bytes = 0
     for i in range(count):
         queued = message(batch, i)

@@ -14,6 +14,7 @@ from world import CLIENT as CLIENTS
 from loaded_mp.datapath.fairness import (
     _ALONE_US,
     CROWDED_US,
+    LASTING_US,
     STRANGERS,
     Shares,
     crowded,
@@ -50,24 +51,39 @@ def kept(shares: Shares, sources: list[int], now_us: int = 0) -> Counter[int]:
     return Counter(source for source, dropped in zip(sources, over, strict=True) if not dropped)
 
 
+LONG_WAIT = MESSAGE_BYTES * 4 * CROWDED_US // PACKET_US
+LATER_US = LASTING_US + 2
+
+
 def long_wait(shares: Shares, batches: int) -> None:
+    crowded(shares, LONG_WAIT, 1)
     for _ in range(batches):
-        assert crowded(shares, MESSAGE_BYTES * 4 * CROWDED_US // PACKET_US)
+        assert crowded(shares, LONG_WAIT, LATER_US)
+
+
+def test_what_is_worked_off_soon_is_not_too_much(shares: Shares) -> None:
+    for now_us in range(1, LASTING_US, LASTING_US // 10):
+        assert not crowded(shares, LONG_WAIT, now_us)
+    assert crowded(shares, LONG_WAIT, LATER_US)
+    assert not crowded(shares, 0, LATER_US)
+    assert not crowded(shares, LONG_WAIT, LATER_US + LASTING_US)
 
 
 def test_what_a_worker_works_off_in_time_is_not_too_much(shares: Shares) -> None:
     moment = MESSAGE_BYTES * CROWDED_US // PACKET_US
-    assert not crowded(shares, moment * 9 // 10)
-    assert crowded(shares, moment * 11 // 10)
+    assert not crowded(shares, 0, 1)
+    assert not crowded(shares, moment * 9 // 10, LATER_US)
+    assert crowded(shares, moment * 11 // 10, 2 * LATER_US)
 
 
 def test_a_batch_that_was_held_up_does_not_make_it_too_much(shares: Shares) -> None:
     learn_pace(shares, BATCH, BATCH * PACKET_BYTES, 4 * BATCH * PACKET_US)
-    assert not crowded(shares, MESSAGE_BYTES * CROWDED_US // PACKET_US // 2)
+    assert not crowded(shares, 0, 1)
+    assert not crowded(shares, MESSAGE_BYTES * CROWDED_US // PACKET_US // 2, LATER_US)
 
 
 def test_before_the_first_full_batch_nothing_is_too_much() -> None:
-    assert not crowded(new_shares(BATCH), 1 << 30)
+    assert not crowded(new_shares(BATCH), 1 << 30, LATER_US)
 
 
 def test_those_who_send_more_than_the_others_are_cut_and_nobody_else(shares: Shares) -> None:
@@ -98,7 +114,7 @@ def test_a_source_that_is_alone_loses_nothing(shares: Shares) -> None:
 def test_when_it_is_over_all_is_as_before(shares: Shares) -> None:
     long_wait(shares, 1_000)
     for _ in range(BATCH):
-        assert not crowded(shares, 0)
+        assert not crowded(shares, 0, LATER_US)
     assert int(shares.allowed[0]) == BATCH
 
 

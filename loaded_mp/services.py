@@ -24,7 +24,7 @@ from loaded_mp.memory.snapshot import (
     MAX_WORKERS,
 )
 from loaded_mp.schedulers import SCHEDULERS
-from loaded_mp.schedulers.scheduler import MAX_ROUND
+from loaded_mp.schedulers.scheduler import MAX_ROUND, RISE_STEPS
 
 Family = Literal[4, 6]
 Key = TypeVar("Key", bound=Hashable)
@@ -75,6 +75,11 @@ class Services:
         for part in self.parts:
             grouped[part.service.name] = (*grouped.get(part.service.name, ()), part)
         return grouped
+
+    @cached_property
+    def by_id(self) -> dict[int, Part]:
+        """The parts by their ids."""
+        return {part.id: part for part in self.parts}
 
     @cached_property
     def part_of(self) -> dict[int, Part]:
@@ -230,7 +235,9 @@ _FAMILIES: tuple[Family, ...] = (4, 6)
 
 
 def most_slots(service: Service, weights: list[int]) -> int:
-    """How many slots a service takes at the most for these weights, whichever of them are set to 0."""
+    """How many slots a service takes at the most for these weights, also while some are 0 or rise."""
     if SCHEDULERS[service.scheduler].fills_table:
         return service.table_size
+    if service.slow_start_s:
+        return max(len(weights), min(RISE_STEPS * sum(weights), MAX_ROUND))
     return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))

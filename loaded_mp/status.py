@@ -82,6 +82,52 @@ class Event(_Model):
     more: dict[str, str] = {}  #: everything else that the line says
 
 
+class FlowStatus(_Model):
+    """One open flow."""
+
+    service: str
+    source: str
+    backend: str
+    address: str  #: of the backend
+    left_s: int  #: until it is forgotten, unless a packet comes
+    confirmed: bool | None  #: whether it had more than one packet; None: that cannot be told
+
+
+class FlowsStatus(_Model):
+    """Open flows, or the first of them."""
+
+    total: int  #: how many there are
+    flows: tuple[FlowStatus, ...]  #: at most as many as were asked for
+
+
+class CandidateStatus(_Model):
+    """A backend that may get a new flow."""
+
+    name: str
+    address: str
+    weight: int  #: as configured
+    effective_weight: int
+    left_out: str  #: why it gets none; empty: it may get it
+
+
+class Explanation(_Model):
+    """What would become of a client's packet now, and why."""
+
+    source: str
+    vip: str
+    protocol: str
+    port: int | None
+    service: str  #: empty: none answers it
+    listener: str  #: of the service, "everything" if it has none
+    flow: str  #: the name of the backend that the client's flow has; empty: it has no flow
+    flow_left_s: int  #: until it is forgotten
+    candidates: tuple[CandidateStatus, ...]
+    backend: str  #: the name of where the packet goes; empty: nowhere
+    address: str  #: of that backend
+    why: str  #: it goes there, or nowhere
+    forwarding: str  #: who writes the addresses, as the configuration says it
+
+
 class WorkerStatus(_Model):
     """One worker and its queue."""
 

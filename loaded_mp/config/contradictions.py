@@ -24,6 +24,7 @@ class _Service:
     vips: dict[int, Interface]  #: by their row
     listen: tuple[Listener, ...] | None  #: None: it could not be read
     backends: dict[int, Address]  #: by their row
+    idle: bool  #: no backend has a weight, and nobody said so
     whole: bool  #: every VIP and backend could be read
     discovers: bool  #: backends may come later
 
@@ -85,6 +86,7 @@ def _service(number: int, table: dict[str, Any]) -> _Service:
         {row: vip for row, vip in vips.items() if vip},
         tuple(each for each in listen if each) if all(listen) else None,
         {row: backend for row, backend in backends.items() if backend},
+        bool(rows) and all(each.get("weight") == 0 for _, each in rows) and not table.get("all_zero"),
         bool(vips and backends) and all(vips.values()) and all(backends.values()),
         isinstance(table.get("discovery"), dict),
     )
@@ -128,6 +130,11 @@ def _odd(address: Address) -> str:
 
 def _within(service: _Service) -> Iterator[Contradiction]:
     here = ("services", service.number)
+    if service.idle:
+        yield (
+            (*here, "backends"),
+            "found no weight above 0, expected one (in TOML all_zero = true lets all be 0)",
+        )
     served = {backend.version for backend in service.backends.values()}
     offered = {vip.version for vip in service.vips.values()}
     seen: set[Address] = set()

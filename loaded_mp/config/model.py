@@ -17,6 +17,7 @@ from pydantic_core import PydanticKnownError
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, OneOfTypes
+from loaded_mp.checks.program import User, Words
 from loaded_mp.config.user import default_user
 from loaded_mp.fields import (
     AddressField,
@@ -98,6 +99,7 @@ class Backend(Settings):
     name: str = ""  #: for people; the address where it is empty
     check_address: AddressField | None = None  #: who is asked in its place; None: itself
     discovered: bool = False  #: it leaves when it vanishes
+    backup: bool = False  #: serves only while no other backend of the service can
 
 
 class Discovery(Settings):
@@ -168,6 +170,20 @@ class Service(Settings):
     checks_needed: Literal["all", "any"] = "all"  #: which of them a backend has to pass
     #: What a backend counts as until it was checked; None: down if it joins a service that runs, else up.
     initial: Literal["up", "down"] | None = None
+    slow_start_s: Annotated[int, Field(ge=0, le=3_600)] = (
+        0  #: so long a backend's share rises after it came up
+    )
+    flaps: Annotated[int, Field(ge=2, le=100)] | None = None  #: so often down, and a backend has to wait
+    flaps_within_s: IdleSeconds = 300  #: in which these are counted
+    flap_wait_s: IdleSeconds = 60  #: so long it is then down at the least
+    panic_share: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  #: of backends up; below it checks are not believed
+    )
+    quorum: int = Field(default=1, ge=1, le=1_000_000)  #: the weights of those that serve, added up
+    quorum_up: Words = ()  #: run when it is reached
+    quorum_down: Words = ()  #: run when it is no more
+    quorum_user: User = "root"  #: whom these run as
+    all_zero: bool = False  #: whether no backend may have a weight
     on_down: OnDown = OnDown()
     all_down: Literal["drop", "reject", "spread"] = "drop"  #: what is done while no backend is usable
     observe: Observe | None = None  #: None: only checks say what is down

@@ -1,14 +1,28 @@
 """What a running daemon can be asked."""
 
-from typing import Annotated, Protocol
+import typing
+from typing import Annotated
 
 from pydantic import Field
 
 from loaded_mp.config.model import Backend, Config
 from loaded_mp.config.saving import Unsaved
-from loaded_mp.status import CheckStatus, Event, Outcome, ServiceStatus, Status, Wanted
+from loaded_mp.fields import Address, AddressField, Network, NetworkField, Port, Protocol
+from loaded_mp.status import (
+    CheckStatus,
+    Event,
+    Explanation,
+    FlowsStatus,
+    Outcome,
+    ServiceStatus,
+    Status,
+    Wanted,
+)
 
 Weight = Annotated[int, Field(ge=0, le=65_535)]
+#: So many flows are listed at the most.
+MOST_FLOWS = 1_000
+Most = Annotated[int, Field(ge=0, le=MOST_FLOWS)]
 #: Less than a client waits for an answer.
 WaitSeconds = Annotated[float, Field(ge=0, le=8)]
 
@@ -17,7 +31,7 @@ class CommandError(Exception):
     """A command cannot be done as it was asked for; the text says why, for people."""
 
 
-class Daemon(Protocol):
+class Daemon(typing.Protocol):
     """What the commands need of the daemon."""
 
     def status(self, service: str | None = None) -> Status: ...
@@ -27,6 +41,14 @@ class Daemon(Protocol):
     def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]: ...
 
     def checks_of(self, backend: str | None, service: str | None) -> list[CheckStatus]: ...
+
+    async def open_flows(
+        self, source: Network | None, backend: str | None, service: str | None, most: int
+    ) -> FlowsStatus: ...
+
+    async def move(self, source: Address, backend: str, service: str | None) -> FlowsStatus: ...
+
+    def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation: ...
 
     async def events_after(self, number: int, wait_s: float) -> list[Event]: ...
 
@@ -76,6 +98,26 @@ class Commands:
     async def checks(self, backend: str | None = None, service: str | None = None) -> list[CheckStatus]:
         """What checks found the last time: of all backends, or of one."""
         return self._daemon.checks_of(backend, service)
+
+    async def flows(
+        self,
+        source: NetworkField | None = None,
+        backend: str | None = None,
+        service: str | None = None,
+        most: Most = MOST_FLOWS,
+    ) -> FlowsStatus:
+        """Open flows of a source (an address or a network), a backend, a service: how many, and the first."""
+        return await self._daemon.open_flows(source, backend, service, most)
+
+    async def move(self, source: AddressField, backend: str, service: str | None = None) -> FlowsStatus:
+        """Let the flows of a source go to a backend from their next packet on. What they are now."""
+        return await self._daemon.move(source, backend, service)
+
+    async def explain(
+        self, source: AddressField, vip: AddressField, protocol: Protocol = "tcp", port: Port | None = None
+    ) -> Explanation:
+        """What would become of a packet of a client for a VIP now, and why. Changes nothing."""
+        return self._daemon.explain(source, vip, protocol, port)
 
     async def events(self, after: int = 0, wait_s: WaitSeconds = 0) -> list[Event]:
         """The last changes that have a higher number; if there are none, wait for one."""

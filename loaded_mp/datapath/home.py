@@ -1,10 +1,12 @@
 """Which backend a client has: its flow, entered, moved, renewed and ended."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from loaded_mp.compiled import compiled
 from loaded_mp.datapath.affinity import client_flow, flow_before
-from loaded_mp.datapath.lookup import Ends
+from loaded_mp.datapath.lookup import Ends, service_of, vip_row
 from loaded_mp.datapath.picks import pick
 from loaded_mp.datapath.work import Work
 from loaded_mp.flows.flow import Flow
@@ -59,6 +61,52 @@ def backend_for(work: Work, service: int, ends: Ends, step: int) -> int:
             _count_flow(work, backend, -1)
             return backend
     return LOST_RACE
+
+
+class Foreseen(NamedTuple):
+    """What would become of a packet. Ids are -1 where there is none."""
+
+    service: int
+    entry: int  #: of the client's flow in the table
+    held: int  #: the backend id that the flow has
+    backend: int  #: that of the backend that the packet would go to
+
+
+@compiled
+def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
+    """What would become of a client's packet that begins something. `port` is what listeners are asked for.
+
+    This takes the next turn of a service, so let `work` have cursors of its own; nothing else is changed.
+    """
+    vip = vip_row(work.snapshot, ends.server)
+    service = service_of(work.snapshot, vip, ends.protocol, port) if vip >= 0 else -1
+    if service < 0:
+        return Foreseen(-1, -1, -1, -1)
+    row = work.snapshot.services[service]
+    flow = client_flow(work, service, ends)
+    if row[ServiceColumn.AFFINITY] == Affinity.NONE:
+        return Foreseen(service, -1, -1, pick(work, service, flow, ends.server))
+    step = Step.BEGINS if ends.protocol == TCP else Step.GOES_ON
+    if row[ServiceColumn.BEFORE] >= 0 and step != Step.BEGINS:
+        entry, held, stays = _foreseen_flow(work, service, flow_before(work, service, ends), ends, step)
+        if stays:
+            return Foreseen(service, entry, held, held)
+    entry, held, stays = _foreseen_flow(work, service, flow, ends, step)
+    if stays:
+        return Foreseen(service, entry, held, held)
+    return Foreseen(service, entry, held, pick(work, service, flow, ends.server))
+
+
+@compiled
+def _foreseen_flow(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> tuple[int, int, bool]:
+    """The entry of a flow, its backend id, and whether it would go on with that; -1 where there is none."""
+    entry, word = find(work.table, flow)
+    value = value_of(word)
+    held = value & ~CLOSING
+    if entry < 0 or not _serves(work, held, service):
+        return entry, -1, False
+    begins_anew = value & CLOSING != 0 and step == Step.BEGINS
+    return entry, held, _stays(work, held, ends.protocol, step) and not begins_anew
 
 
 @compiled

@@ -19,6 +19,7 @@ loses. A key is written after its word, and so may be that of a flow that was th
 asks `flow_at`, which believes it only if its hash is the one in the word.
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,17 @@ _TAG_STEP = np.uint64(0x10000)
 _FINGERPRINT_SHIFT = np.uint64(24)
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
+
+
+class Row(IntEnum):
+    """Columns of what `read` writes."""
+
+    ENTRY = 0
+    WORD = 1
+    VALUE = 2
+    HIGH = 3  #: both halves of the address
+    LOW = 4
+    DEADLINE_S = 5
 
 
 class FlowTable(NamedTuple):
@@ -208,6 +220,29 @@ def count(table: FlowTable, start: int, stop: int, counts: npt.NDArray[np.int64]
             counts[value_of(word)] += 1
             used += 1
     return used
+
+
+@compiled
+def read(table: FlowTable, start: int, stop: int, wanted: npt.NDArray[np.bool_], rows: Words) -> int:
+    """Write the flows in start:stop whose value `wanted` (bool[MAX_VALUE + 1]) names; how many.
+
+    They go into `rows`, uint64[stop - start, len(Row)].
+    """
+    found = 0
+    for entry in range(start, stop):
+        word = load(table.words, entry)
+        if word >> _FINGERPRINT_SHIFT == _ZERO or not wanted[value_of(word)]:
+            continue
+        known, flow = flow_at(table, entry, word)
+        if known and find(table, flow)[0] == entry:
+            rows[found, Row.ENTRY] = entry
+            rows[found, Row.WORD] = word
+            rows[found, Row.VALUE] = word & _VALUE_MASK
+            rows[found, Row.HIGH] = flow.address.high
+            rows[found, Row.LOW] = flow.address.low
+            rows[found, Row.DEADLINE_S] = table.deadlines_s[entry]
+            found += 1
+    return found
 
 
 @compiled

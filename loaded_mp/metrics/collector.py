@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -46,6 +47,7 @@ class StatusCollector(Collector):
             for service in status.services
             for backend in service.backends
         ]
+        yield _serving(status)
         yield from _backends(backends)
         yield from _workers([([str(each.number), str(each.queue)], each) for each in status.workers])
         yield from _flow_table(status.flow_table)
@@ -57,6 +59,24 @@ class StatusCollector(Collector):
         for reason, count in status.reasons.items():
             reasons.add_metric([reason], count)
         yield reasons
+
+
+def _serving(status: Status) -> Metric:
+    serving = GaugeMetricFamily(
+        "loaded_mp_service_backends_serving",
+        "Backends that new flows are given to; 0: the service has no backend.",
+        labels=("service", "family"),
+    )
+    for service in status.services:
+        families = {ip_address(vip).version for vip in service.vips}
+        for family in sorted(families):
+            weights = [
+                each.up and each.effective_weight
+                for each in service.backends
+                if ip_address(each.address).version == family
+            ]
+            serving.add_metric([service.name, f"IPv{family}"], sum(map(bool, weights)))
+    return serving
 
 
 def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metric]:

@@ -12,6 +12,8 @@ Slots = npt.NDArray[np.uint16]
 Weights = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 
+#: In so many parts a weight is counted while some backend of the service starts slowly.
+RISE_STEPS = 20
 #: Slots in one round at the most; a prime, so that it is a size for Maglev's table, too.
 MAX_ROUND = 65_537
 

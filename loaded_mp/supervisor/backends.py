@@ -1,5 +1,6 @@
 """The services and backends that run now: what is configured, what is known, what follows for workers."""
 
+import logging
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -10,13 +11,18 @@ from loaded_mp.config.saving import Unsaved
 from loaded_mp.fields import Address
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding
+from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
-from loaded_mp.services import BackendKey, Ids, Services
+from loaded_mp.services import BackendKey, Ids, Part, Services
 from loaded_mp.supervisor.handover import Adopted, write_state
 from loaded_mp.supervisor.overlay import Overlay
+from loaded_mp.supervisor.quorum import Quorum
+from loaded_mp.supervisor.service_state import ServiceState, judged, turns
 from loaded_mp.supervisor.snapshots import fill
 from loaded_mp.supervisor.state import BackendState, Change, Stops
+
+log = logging.getLogger(__name__)
 
 
 class Backends:
@@ -31,6 +37,8 @@ class Backends:
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
         self._affinity_before: dict[int, ClientAffinity] = {}  #: by service id
         self._running = self._ids.services.held()  #: services, by id
+        self._service_states: dict[int, ServiceState] = {}  #: by service id
+        self.quorum = Quorum()
         self.overlay = adopted.overlay if adopted else Overlay()  #: over what the configuration says
         self.configure(self._ids.expand(self.overlay.over(config)))
 
@@ -75,8 +83,12 @@ class Backends:
             self._memory.active[:, number] = 0
         for number, part in self.services.part_of.items():
             self._forwarding[number] = FORWARDINGS[part.service.forwarding]
-            self.states[number].follow(part.service.checks, part.service.checks_needed)
+            self.states[number].follow(part.service)
         self._running = {part.id for part in services.parts}
+        self._service_states = {
+            number: each for number, each in self._service_states.items() if number in self._running
+        }
+        self._judge_all()
 
     def note(self) -> None:
         """Write down what the next supervisor has to know."""
@@ -84,6 +96,7 @@ class Backends:
 
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""
+        self._judge_all()
         fill(snapshot, self.services.parts, self.states, self._affinity_before)
 
     def targets(self) -> Targets:
@@ -97,7 +110,33 @@ class Backends:
 
     def heard(self, result: Result) -> Change | None:
         """Take note of a check's result; what changed by it."""
-        return self.states[result.backend].heard(result) if result.backend in self.services.part_of else None
+        if result.backend not in self.services.part_of:
+            return None
+        change = self.states[result.backend].heard(result)
+        if change:
+            self._judge(self.services.part_of[result.backend])
+        return change
+
+    @property
+    def rise(self) -> bool:
+        """Whether the weight of some backend rises by itself."""
+        return any(state.risen < 1 for state in self.states.values())
+
+    def _judge_all(self) -> None:
+        for part in self.services.parts:
+            self._judge(part)
+
+    def _judge(self, part: Part) -> None:
+        """Let a service know what its backends are, and say what has turned by that."""
+        before = self._service_states.get(part.id, ServiceState())
+        self._service_states[part.id] = after = judged(part, self.states)
+        for turn in turns(part, before, after):
+            log.log(
+                logging.INFO if turn.good else logging.ERROR,
+                event(turn.name, service=part.service.name, family=f"IPv{part.family}", effect=turn.effect),
+            )
+        if after.quorum is not None and after.quorum is not before.quorum:
+            self.quorum.tell(part, after.quorum)
 
     def matching(self, backend: str, service: str | None) -> list[BackendKey]:
         """Those with this name or address, in the service if one is named."""
@@ -161,5 +200,5 @@ def _first_state(service: Service, runs: bool) -> BackendState:
     """Of a backend that nothing is known of; `runs`: its service does already."""
     initial = service.initial or ("down" if runs else "up")
     if initial == "down" and service.checks:
-        return BackendState(up=False, cause="not checked yet")
-    return BackendState()
+        return BackendState(up=False, cause="not checked yet", slow=runs)
+    return BackendState(slow=runs)

@@ -15,6 +15,8 @@ from loaded_mp.supervisor.state import Stops
 
 log = logging.getLogger(__name__)
 
+#: Between two steps of weights that rise.
+_RISE_S = 1.0
 #: A worker that does not stamp for so long hangs.
 _STAMP_TIMEOUT_S = 2.0
 
@@ -42,6 +44,16 @@ class Changes:
             await self._publisher.publish(self._backends.fill)
             self._backends.note()
             await self.forget_connections(())
+
+    async def rise(self) -> None:
+        """Publish weights that rise by themselves, step by step, until cancelled."""
+        rose = False
+        while True:
+            await asyncio.sleep(_RISE_S)
+            rises = self._backends.rise
+            if rises or rose:
+                await self._publisher.publish(self._backends.fill)
+            rose = rises
 
     async def say_goodbye(self, numbers: Iterable[int]) -> None:
         """Tell both ends of these backends' TCP connections that they are over.

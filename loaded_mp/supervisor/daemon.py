@@ -16,14 +16,23 @@ from loaded_mp.config.saving import Unsaved
 from loaded_mp.control.commands import Commands
 from loaded_mp.control.server import control_socket, group_number, serve_control
 from loaded_mp.discovery.finder import Finder
-from loaded_mp.fields import Interface
+from loaded_mp.fields import Address, Interface, Network, Protocol
 from loaded_mp.log import event
 from loaded_mp.memory.shared import fresh_memory, memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.links import read_links
 from loaded_mp.services import with_workers, worker_count
-from loaded_mp.status import CheckStatus, Event, Outcome, ServiceStatus, Status, Wanted
+from loaded_mp.status import (
+    CheckStatus,
+    Event,
+    Explanation,
+    FlowsStatus,
+    Outcome,
+    ServiceStatus,
+    Status,
+    Wanted,
+)
 from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.aside import aside
@@ -32,6 +41,7 @@ from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.children import Children
 from loaded_mp.supervisor.drift import Drift
 from loaded_mp.supervisor.events import Events
+from loaded_mp.supervisor.explain import explain
 from loaded_mp.supervisor.handover import (
     Inherited,
     adopt,
@@ -43,6 +53,7 @@ from loaded_mp.supervisor.handover import (
 )
 from loaded_mp.supervisor.network_setup import NetworkSetup
 from loaded_mp.supervisor.observation import Observation
+from loaded_mp.supervisor.open_flows import OpenFlows
 from loaded_mp.supervisor.pool import Pool
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.rates import Rates
@@ -103,6 +114,7 @@ class Daemon:
         self.accounting = Accounting()
         self.rates = Rates(self.memory, self.accounting)
         self.steering = Steering(self.backends, self.changes)
+        self._open_flows = OpenFlows(self.memory, self.backends, self.steering, self.sweeper)
         self.network = NetworkSetup(self.drift, self.accounting, self._network_setup)
         self.checks = Runner(self.backends.targets(), self._heard)
         self.observation = Observation(self.memory, self.backends, self._observed_down)
@@ -241,6 +253,8 @@ class Daemon:
                     self.drift.run(),
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),
+                    self.changes.rise(),
+                    self.backends.quorum.run(),
                     Tracking().run(),
                     self.rates.run(),
                     systemd.feed_watchdog(),
@@ -303,6 +317,20 @@ class Daemon:
     def checks_of(self, backend: str | None, service: str | None) -> list[CheckStatus]:
         """What checks found the last time. Raises CommandError."""
         return self.steering.checks(backend, service)
+
+    async def open_flows(
+        self, source: Network | None, backend: str | None, service: str | None, most: int
+    ) -> FlowsStatus:
+        """Open flows: how many, and at most so many of them. Raises CommandError."""
+        return await self._open_flows.listed(source, backend, service, most)
+
+    async def move(self, source: Address, backend: str, service: str | None) -> FlowsStatus:
+        """Let the flows of a source go to a backend; what they are now. Raises CommandError."""
+        return await self._open_flows.move(source, backend, service)
+
+    def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation:
+        """What would become of a packet now, and why. Raises CommandError."""
+        return explain(self.memory, self.backends, (source, vip), protocol, port)
 
     async def events_after(self, number: int, wait_s: float) -> list[Event]:
         """The last events with a higher number, or those that come within a time."""

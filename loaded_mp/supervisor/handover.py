@@ -77,6 +77,7 @@ class Notes(BaseModel):
     vips: list[tuple[str, int]]
     backends: list[tuple[str, str, int]]
     states: dict[int, tuple[Wanted, int | None, bool, float, str]]
+    slow: list[int]  #: backends that start slowly
     checks: dict[int, dict[int, NotedCheck]]  #: by backend id and `Check.key`: what the state does not tell
     added: list[tuple[str, Backend]] = []  #: with the names of their services
     removed: list[tuple[str, AddressField]] = []
@@ -185,6 +186,7 @@ def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState],
             number: (each.wanted, each.weight, each.up, each.since_s, each.cause[:200])
             for number, each in states.items()
         },
+        slow=[number for number, each in states.items() if each.slow],
         checks={number: noted for number, each in states.items() if (noted := _noted(each))},
         added=[(service, each) for (service, _), each in overlay.added.items()],
         removed=sorted(overlay.removed, key=str),
@@ -204,7 +206,7 @@ def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState], Over
     ids.vips.restore((_address(vip), number) for vip, number in notes.vips)
     ids.backends.restore(((name, _address(text)), number) for name, text, number in notes.backends)
     states = {
-        number: BackendState(wanted, weight, up, since_s, cause)
+        number: BackendState(wanted, weight, up, since_s, cause, slow=number in notes.slow)
         for number, (wanted, weight, up, since_s, cause) in notes.states.items()
     }
     for number, state in states.items():

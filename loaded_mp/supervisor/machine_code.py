@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from loaded_mp.compiled import tell_of_late_compilation
+from loaded_mp.datapath.home import foresee
 from loaded_mp.datapath.loop import give_back, new_batch, serve
-from loaded_mp.flows.atomics import add
-from loaded_mp.flows.table import MAX_VALUE, count, expire, forget
+from loaded_mp.flows.atomics import add, load
+from loaded_mp.flows.table import MAX_VALUE, Row, count, expire, forget, read, replace
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import Candidates
+from loaded_mp.supervisor.explain import NOBODY, question
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ def _steps(memory: SharedMemory) -> Iterator[tuple[str, Callable[[], object]]]:
         expire(memory.table, 0, 0, 0, counts)
         count(memory.table, 0, 0, counts)
         forget(memory.table, 0, 0, counts.astype(np.bool_))
+        read(memory.table, 0, 0, counts.astype(np.bool_), np.zeros((1, len(Row)), np.uint64))
+        replace(memory.table, 0, ~np.uint64(0), 0)  # no word is that
 
     def loop() -> None:
         with socket.socket() as no_queue:
@@ -54,5 +58,6 @@ def _steps(memory: SharedMemory) -> Iterator[tuple[str, Callable[[], object]]]:
     candidates = Candidates(np.ones(1, np.int64), np.ones(1, np.uint64), 3)
     yield "schedulers", lambda: [each.slots(candidates) for each in SCHEDULERS.values()]
     yield "flow table", sweep
-    yield "atomics", lambda: add(memory.generation, 0, np.uint64(0))
+    yield "atomics", lambda: (add(memory.generation, 0, np.uint64(0)), load(memory.generation, 0))
+    yield "explain", lambda: foresee(*question(memory, NOBODY, NOBODY, 0, 0))
     yield "loop", loop

@@ -120,7 +120,7 @@ class Report:
             up=state.up,
             wanted=state.wanted,
             since_s=time.monotonic() - state.since_s,
-            cause=state.cause,
+            cause=state.why,
             certificate_expires_s=state.certificate_expires_s,
             flows=max(
                 0,

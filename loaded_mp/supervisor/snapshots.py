@@ -16,10 +16,11 @@ from loaded_mp.packet.address import address128
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import Candidates, Slots
 from loaded_mp.services import Family, Part
+from loaded_mp.supervisor.service_state import weights
 from loaded_mp.supervisor.state import BackendState
 
 #: IANA protocol numbers by what a listener says.
-_PROTOCOLS: dict[Family, dict[str, int]] = {
+PROTOCOLS: dict[Family, dict[str, int]] = {
     4: {"tcp": 6, "udp": 17, "icmp": 1},
     6: {"tcp": 6, "udp": 17, "icmp": 58},
 }
@@ -51,7 +52,7 @@ def _bytes(addresses: Sequence[Address]) -> npt.NDArray[np.uint8]:
 
 def _listeners(part: Part) -> list[tuple[int, int, int, int]]:
     """The rows of `listeners` that a part puts on each of its VIPs."""
-    protocols = _PROTOCOLS[part.family]
+    protocols = PROTOCOLS[part.family]
     return [
         (protocols[each.protocol], each.first_port, each.last_port, part.id) for each in part.service.listen
     ] or [(_ANY_PROTOCOL, _FIRST_PORT, _LAST_PORT, part.id)]
@@ -91,14 +92,14 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
             part.id,
             next(iter(part.vips)),
             states[number].flags(part.service.on_down) | (Flag.SEVERAL if len(part.vips) > 1 else 0),
-            0 if states[number].stops and some_go_on else states[number].effective_weight(backend.weight),
+            0 if states[number].stops and some_go_on else weight,
         )
         for part in parts
         for some_go_on in [not all(states[number].stops for number in part.backends)]
-        for number, backend in part.backends.items()
+        for number, weight in zip(part.backends, weights(part, states), strict=True)
     ]
     addresses = [backend.address for part in parts for backend in part.backends.values()]
-    ids, services, vips, flags, weights = np.array(rows, np.int64).reshape(-1, 5).T
+    ids, services, vips, flags, effective = np.array(rows, np.int64).reshape(-1, 5).T
     snapshot.backend_services[:] = -1
     snapshot.backend_services[ids] = services
     snapshot.backend_vips[:] = -1
@@ -106,7 +107,7 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
     snapshot.backend_flags[:] = 0
     snapshot.backend_flags[ids] = flags
     snapshot.backend_weights[:] = 0
-    snapshot.backend_weights[ids] = weights
+    snapshot.backend_weights[ids] = effective
     snapshot.backend_bytes[ids] = _bytes(addresses)
 
 

@@ -87,16 +87,20 @@ class Steering:
 
         Raises CommandError if there is none, or if it is not clear which one is meant.
         """
-        within = self.within(service)
-        found = [number for number in within if backend in self._called(number)]
+        found = self.named(backend, service)
         parts = Counter(self._backends.services.part_of[number].id for number in found)
         services = {self._backends.name(number)[0] for number in found}
-        if found and len(services) == 1 and max(parts.values()) == 1:
+        if len(services) == 1 and max(parts.values()) == 1:
             return found
-        if not found:
-            raise CommandError(f"there is no backend {backend!r}; there are: {self._listed(within)}")
         advice = "say its address" if len(services) == 1 else f"say of which service: -s {min(services)}"
         raise CommandError(f"{backend!r} may be {self._listed(found)}; {advice}")
+
+    def named(self, backend: str, service: str | None) -> list[int]:
+        """The ids of all backends with this name or address. Raises CommandError if there is none."""
+        within = self.within(service)
+        if found := [number for number in within if backend in self._called(number)]:
+            return found
+        raise CommandError(f"there is no backend {backend!r}; there are: {self._listed(within)}")
 
     def within(self, service: str | None) -> list[int]:
         """The ids of all backends of a service; None: of all services. Raises CommandError."""

@@ -46,16 +46,16 @@ class Sweeper:
         while True:
             await self._pass(self._visitors, _INTERVAL_S * PIECE / max(self._entries, PIECE))
 
-    async def once(self, visitor: Visitor) -> None:
-        """A pass of its own for a visitor, without pauses."""
-        await self._pass((visitor,), 0)
+    async def once(self, visitor: Visitor, piece: int = PIECE) -> None:
+        """A pass of its own for a visitor, without pauses; `piece`: entries in one go."""
+        await self._pass((visitor,), 0, piece)
 
-    async def _pass(self, visitors: Iterable[Visitor], pause_s: float) -> None:
+    async def _pass(self, visitors: Iterable[Visitor], pause_s: float, piece: int = PIECE) -> None:
         for visitor in visitors:
             visitor.begin()
-        for start in range(0, self._entries, PIECE):
+        for start in range(0, self._entries, piece):
             for visitor in visitors:
-                visitor.visit(start, min(start + PIECE, self._entries))
+                visitor.visit(start, min(start + piece, self._entries))
             await asyncio.sleep(pause_s)
         for visitor in visitors:
             visitor.end()

@@ -232,6 +232,7 @@ def test_the_page_of_the_control_socket_is_true(lab: Lab, plain: Daemon) -> None
                 raise
             return []  # it begins anew
 
+    lab.answers("http", VIPS[0], 1, lab.sources4)
     for name, text in sections:
         for argument in list(inspect.signature(getattr(Commands, name)).parameters)[1:]:
             assert f"`{argument}`" in text, f"{name}: {argument}"

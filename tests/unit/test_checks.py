@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pytest
+from building import service
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from loaded_mp.checks.check import Check, Fault, Finding, OneOfTypes
 from loaded_mp.checks.health import Health
 from loaded_mp.checks.runner import Result, Runner, Target, Targets
 from loaded_mp.checks.tcp import TcpCheck
-from loaded_mp.config.model import Config
+from loaded_mp.config.model import Config, Service
 from loaded_mp.config.toml import parse_toml
 from loaded_mp.fields import Address, Settings
 from loaded_mp.memory.shared import SharedMemory, new_shared_memory
@@ -98,6 +99,12 @@ class Transition(NamedTuple):
     cause: str
 
 
+def checked(*checks: Check, needed: str = "all") -> Service:
+    """A service whose backends are checked so."""
+    web = service("web", ["192.0.2.10"], {"10.0.0.1": 1})
+    return web.model_copy(update={"checks": checks, "checks_needed": needed})
+
+
 def target(number: int, version: int, port: int, **more: float) -> Target:
     settings = {"interval_s": 0.02, "timeout_s": 5, "rise": 2, "fall": 2, **more}
     check = TcpCheck.model_validate({"port": port, **settings})
@@ -120,7 +127,7 @@ class Watch:
             checks.setdefault(each.backend, []).append(each.check)
         self._states = {number: self._states.get(number, BackendState()) for number in checks}
         for number, state in self._states.items():
-            state.follow(checks[number], "all")
+            state.follow(checked(*checks[number]))
 
     def _heard(self, result: Result) -> None:
         self.results.append(result)
@@ -452,7 +459,7 @@ def result(check: Check, passed: bool, started_s: float = float("inf"), **more: 
 )
 def test_several_checks_of_one_backend(needed: str, ups: list[bool]) -> None:
     state = BackendState()
-    state.follow((A, B), needed)
+    state.follow(checked(A, B, needed=needed))
     told = []
     for check, passed in ((A, True), (B, True), (A, False), (B, False)):
         state.heard(result(check, passed))
@@ -464,7 +471,7 @@ def test_several_checks_of_one_backend(needed: str, ups: list[bool]) -> None:
 
 def test_a_late_result_flips_nothing() -> None:
     state = BackendState()
-    state.follow((A, B), "all")
+    state.follow(checked(A, B))
     begun_s = time.monotonic()
     assert state.heard(result(A, False)) is Change.DOWN
     assert state.cause == "connect to 10.0.0.1:1: refused"
@@ -477,7 +484,7 @@ def test_a_late_result_flips_nothing() -> None:
 def test_the_strictest_word_counts() -> None:
     agent, command = AgentCheck(port=1), TcpCheck(port=2)
     state = BackendState()
-    state.follow((agent, command), "all")
+    state.follow(checked(agent, command))
     assert state.heard(result(agent, True, percent=30)) is Change.SHARE
     assert state.effective_weight(5) == 2  # never 0 by rounding
     assert state.heard(result(agent, True)) is None  # what is not said again holds
@@ -576,7 +583,7 @@ def test_health_of_several_checks_outlives_a_hand_over() -> None:
 def test_an_agent_that_never_spoke_holds_nobody_down_and_nobody_up(needed: str) -> None:
     agent = AgentCheck(port=9)
     state = BackendState(up=False)
-    state.follow((A, agent), needed)
+    state.follow(checked(A, agent, needed=needed))
     assert not state.up
     assert state.heard(result(A, True)) is Change.UP
     assert state.heard(result(A, False)) is Change.DOWN

@@ -113,8 +113,11 @@ def test_cores_and_queues(settings: dict[str, int], keys: list[str]) -> None:
     assert [key for key, _ in found(service(), **settings)] == keys
 
 
-def test_weights_of_zero_are_allowed() -> None:
-    assert not found(service(backends=[{"address": "10.0.0.1", "weight": 0}]))
+def test_weights_of_zero_are_allowed_unless_all_are() -> None:
+    zero = {"address": "10.0.0.1", "weight": 0}
+    assert found(service(backends=[zero]))
+    assert not found(service(backends=[zero], all_zero=True))
+    assert not found(service(backends=[zero, {"address": "10.0.0.2"}]))
 
 
 def test_what_is_large_does_not_take_long() -> None:

@@ -268,6 +268,7 @@ def configs(draw: st.DrawFn) -> Config:
             "scheduler": draw(st.sampled_from(["rr", "wrr"])),
             "checks": draw(st.lists(_CHECK, max_size=3)),
             "tcp_idle_s": draw(st.integers(1, 604_800)),
+            "all_zero": True,
             "backends": draw(
                 st.lists(_BACKEND, min_size=1, max_size=4, unique_by=lambda each: each["address"])
             ),

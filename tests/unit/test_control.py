@@ -23,9 +23,19 @@ from loaded_mp.config.toml import parse_toml
 from loaded_mp.control import client, server
 from loaded_mp.control.client import ControlError, ask, ask_for_long
 from loaded_mp.control.commands import CommandError, Commands
+from loaded_mp.fields import Address, Network, Protocol
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
-from loaded_mp.status import CheckStatus, Event, Outcome, ServiceStatus, Status, Wanted
+from loaded_mp.status import (
+    CheckStatus,
+    Event,
+    Explanation,
+    FlowsStatus,
+    Outcome,
+    ServiceStatus,
+    Status,
+    Wanted,
+)
 
 Result = TypeVar("Result")
 
@@ -75,6 +85,19 @@ class Daemon:
 
     def checks_of(self, backend: str | None, service: str | None) -> list[CheckStatus]:
         return []
+
+    async def open_flows(
+        self, source: Network | None, backend: str | None, service: str | None, most: int
+    ) -> FlowsStatus:
+        self.asked.append((source, backend, service, most))
+        return FlowsStatus(total=3, flows=())
+
+    async def move(self, source: Address, backend: str, service: str | None) -> FlowsStatus:
+        self.asked.append((source, backend, service))
+        return FlowsStatus(total=1, flows=())
+
+    def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation:
+        raise CommandError(f"{source} {vip} {protocol} {port}")
 
     async def events_after(self, number: int, wait_s: float) -> list[Event]:
         return [Event(number=number + 1, time_s=wait_s, level="info", event="reloaded")]

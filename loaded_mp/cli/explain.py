@@ -1,0 +1,68 @@
+"""loaded-mp explain: what would happen to a packet now, and why."""
+
+from textwrap import wrap
+
+import click
+
+from loaded_mp.control.client import ControlError, ask
+from loaded_mp.status import CandidateStatus, Explanation
+
+#: Of many backends the first are shown.
+_SHOWN = 30
+
+
+@click.command("explain")
+@click.argument("source")
+@click.argument("vip")
+@click.option("--protocol", type=click.Choice(["tcp", "udp", "icmp"]), default="tcp", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65_535), metavar="N",
+              help="Destination port. Default: whatever is answered.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+def command(source: str, vip: str, protocol: str, port: int | None, as_json: bool) -> None:
+    """Say what would happen to a packet from the client SOURCE to VIP now, and why. This changes nothing.
+
+    The packet begins something: a TCP connection, a query, a ping.
+    """
+    try:
+        found = ask("explain", Explanation, source=source, vip=vip, protocol=protocol, port=port)
+    except ControlError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(lines(found)))
+
+
+def lines(found: Explanation) -> list[str]:
+    """An explanation for a screen of 80 columns."""
+    return [
+        part
+        for line in _lines(found)
+        for part in wrap(line, 80, subsequent_indent=" " * 12, break_on_hyphens=False)
+    ]
+
+
+def _lines(found: Explanation) -> list[str]:
+    port = f" port {found.port}" if found.port else ""
+    said = [f"packet    {found.protocol} from {found.source}", f"          to {found.vip}{port}"]
+    if not found.service:
+        return [*said, f"service   none: {found.why}"]
+    said.append(f"service   {found.service}, which listens to {found.listener}")
+    flow = f"to {found.flow}, {found.flow_left_s:,} s left" if found.flow else "none: this client is new"
+    said += [f"flow      {flow}", "backends  weight now, and as configured"]
+    said += [_candidate(each) for each in found.candidates[:_SHOWN]]
+    if len(found.candidates) > _SHOWN:
+        said.append(f"          and {len(found.candidates) - _SHOWN:,} more")
+    if not found.backend:
+        return [*said, f"goes to   nowhere: {found.why}"]
+    named = found.backend if found.backend == found.address else f"{found.backend} {found.address}"
+    return [
+        *said,
+        f"goes to   {named}: {found.why}",
+        f"addresses (forwarding {found.forwarding})",
+        f"          destination {found.vip} becomes {found.address}",
+        f"          in replies source {found.address} becomes {found.vip}",
+    ]
+
+
+def _candidate(each: CandidateStatus) -> str:
+    named = each.name if each.name == each.address else f"{each.name} {each.address}"
+    left_out = f", {each.left_out}" if each.left_out else ""
+    return f"          {named}: {each.effective_weight}/{each.weight}{left_out}"

@@ -1,0 +1,62 @@
+"""loaded-mp flows: which client has which backend."""
+
+import click
+
+from loaded_mp.control.client import ControlError, ask
+from loaded_mp.control.commands import MOST_FLOWS
+from loaded_mp.status import FlowsStatus, FlowStatus
+
+
+@click.command("flows")
+@click.option("--source", metavar="ADDRESS", help="Only those of a client, or of a network of them.")
+@click.option("--backend", metavar="BACKEND", help="Only those of a backend, by its name or address.")
+@click.option("-s", "--service", metavar="SERVICE", help="Only those of one service.")
+@click.option("--count", is_flag=True, help="Only say how many there are.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+def command(source: str | None, backend: str | None, service: str | None, count: bool, as_json: bool) -> None:
+    """Show which client has which backend, and for how long still if no packet comes.
+
+    A flow of which only one packet came is forgotten first (unconfirmed_s): whether that is so cannot be told
+    of one that has less time left than that.
+    """
+    try:
+        found = ask(
+            "flows",
+            FlowsStatus,
+            source=source,
+            backend=backend,
+            service=service,
+            most=0 if count else MOST_FLOWS,
+        )
+    except ControlError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+    elif count:
+        click.echo(found.total)
+    else:
+        show(found)
+
+
+def show(found: FlowsStatus) -> None:
+    """Print flows, one a line, by service."""
+    service = ""
+    for each in found.flows:
+        if each.service != service:
+            service = each.service
+            click.echo(f"service {service}")
+        click.echo(_line(each))
+    if len(found.flows) < found.total:
+        click.echo(
+            f"these are {len(found.flows):,} of {found.total:,}; see fewer with --source, --backend or -s"
+        )
+    elif not found.total:
+        click.echo("there are no such flows")
+
+
+def _line(flow: FlowStatus) -> str:
+    to = flow.backend if flow.backend == flow.address else f"{flow.backend} {flow.address}"
+    unsure = "" if flow.confirmed else ", may be unconfirmed"
+    left = f"{flow.left_s:,} s left{unsure}"
+    line = f"  {flow.source:<15} -> {to:<26} {left}"
+    return line if len(line) <= 80 else f"  {flow.source}\n    -> {to}\n    {left}"

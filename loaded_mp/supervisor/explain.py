@@ -1,0 +1,132 @@
+"""What would become of a client's packet now, and why: asked of the functions that decide it."""
+
+import time
+
+import numpy as np
+
+from loaded_mp.control.commands import CommandError
+from loaded_mp.datapath.home import foresee
+from loaded_mp.datapath.lookup import NO_PORT, Ends
+from loaded_mp.datapath.work import Work, work_of
+from loaded_mp.fields import Address, Listener, Protocol
+from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.memory.snapshot import Flag, Pick
+from loaded_mp.packet.address import Address128, address128
+from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.services import Part
+from loaded_mp.status import CandidateStatus, Explanation
+from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.snapshots import PROTOCOLS
+
+#: The address ::, which is no VIP.
+NOBODY = Address128(np.uint64(0), np.uint64(0))
+
+_PICKED = {
+    Pick.NEXT: "next in turn",
+    Pick.HASH: "by the hash of its address",
+    Pick.LEAST: "it has the fewest flows for its weight",
+    Pick.IDLE: "it has no flows, or the fewest for its weight",
+    Pick.ROOM: "the first that has fewer flows than its weight",
+    Pick.TWO: "of the next two in turn it has fewer flows for its weight",
+    Pick.DESTINATION: "by the hash of the VIP",
+}
+_ALL_DOWN = "no backend gets new flows: the packet is "
+
+
+def explain(
+    memory: SharedMemory,
+    backends: Backends,
+    source_and_vip: tuple[Address, Address],
+    protocol: Protocol,
+    port: int | None,
+) -> Explanation:
+    """What would become of a packet from a source to a VIP that begins something; nothing is changed.
+
+    Without a port it is as a fragment, which any listener of its protocol answers. Raises CommandError.
+    """
+    source, vip = source_and_vip
+    if source.version != vip.version:
+        raise CommandError(f"{source} and {vip} are of two families: no packet has both")
+    number = PROTOCOLS[4 if vip.version == 4 else 6][protocol]
+    asked = question(memory, address128(source), address128(vip), number, NO_PORT if port is None else port)
+    service, entry, held, backend = foresee(*asked)
+    part = backends.services.by_id.get(service)
+    listener = _listener(part, protocol, port) if part else ""
+    left_s = max(0, int(memory.table.deadlines_s[entry]) - int(time.monotonic())) if held >= 0 else 0
+    return Explanation(
+        source=str(source),
+        vip=str(vip),
+        protocol=protocol,
+        port=port,
+        service=part.service.name if part else "",
+        listener=listener,
+        flow=_name(part, held),
+        flow_left_s=left_s,
+        candidates=_candidates(part, backends) if part else (),
+        backend=_name(part, backend),
+        address=str(part.backends[backend].address) if part and backend in part.backends else "",
+        why=_why(part, held, backend, asked[0]) if part else _unanswered(vip, backends),
+        forwarding=part.service.forwarding if part else "",
+    )
+
+
+def question(
+    memory: SharedMemory, client: Address128, vip: Address128, protocol: int, port: int
+) -> tuple[Work, Ends, int]:
+    """What `foresee` is asked: the work of a worker, but with turns that nobody else takes."""
+    # Compiled code cannot hand a part of an array to Python.
+    work: Work = getattr(work_of, "py_func", work_of)(memory, 0, 0)
+    ends = Ends(protocol, client, 0, vip, max(port, 0))
+    return work._replace(cursors=memory.cursors.copy()), ends, port
+
+
+def _name(part: Part | None, number: int) -> str:
+    if part is None or number not in part.backends:
+        return ""
+    backend = part.backends[number]
+    return backend.name or str(backend.address)
+
+
+def _listener(part: Part, protocol: Protocol, port: int | None) -> str:
+    """The narrowest of those that fit, which is the one that counts."""
+
+    def breadth(listener: Listener) -> int:
+        return listener.last_port - listener.first_port
+
+    fitting = [
+        each
+        for each in part.service.listen
+        if each.protocol == protocol and (port is None or each.first_port <= port <= each.last_port)
+    ]
+    return str(min(fitting, key=breadth)) if fitting else "everything"
+
+
+def _candidates(part: Part, backends: Backends) -> tuple[CandidateStatus, ...]:
+    return tuple(
+        CandidateStatus(
+            name=backend.name or str(backend.address),
+            address=str(backend.address),
+            weight=backend.weight,
+            effective_weight=backends.states[number].effective_weight(backend.weight),
+            left_out=backends.states[number].left_out(backend.weight),
+        )
+        for number, backend in part.backends.items()
+    )
+
+
+def _why(part: Part, held: int, backend: int, work: Work) -> str:
+    if backend < 0:
+        rejected = part.service.all_down == "reject"
+        return _ALL_DOWN + ("rejected" if rejected else "dropped")
+    if backend == held:
+        usable = work.snapshot.backend_flags[held] & Flag.USABLE
+        return "its flow stays there" if usable else "its flow stays there, as on_down says"
+    picked = _PICKED[SCHEDULERS[part.service.scheduler].pick]
+    return f"{picked}, as its flow cannot stay" if held >= 0 else picked
+
+
+def _unanswered(vip: Address, backends: Backends) -> str:
+    passes = "the packet passes, and loaded-mp does not touch it"
+    if any(vip in part.vips.values() for part in backends.services.parts):
+        return f"no service answers this protocol and port on {vip}: {passes}"
+    return f"{vip} is no VIP: {passes}"

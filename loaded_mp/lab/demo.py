@@ -15,6 +15,7 @@ from functools import partial
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, in_url
 from loaded_mp.lab.wait import wait_until
+from loaded_mp.status import Explanation
 
 WEIGHTS = (3, 2, 1)
 WORKERS = 4
@@ -109,6 +110,7 @@ def traffic(demo: Demo) -> None:
     demo.run("take backend2 away", lambda: _backend_away(lab, daemon, homes))
     demo.run("let backend2 come back", lambda: _backend_back(lab, daemon))
     demo.run("switch on a machine that nobody has configured, and off again", lambda: _discover(lab, daemon))
+    demo.run("loaded-mp explain: where clients go, and whether they do", lambda: _explain(lab))
     demo.run("loaded-mp drain backend1", lambda: _drain(lab))
     demo.run("kill -9 each worker under load", lambda: _kill_workers(lab, daemon))
 
@@ -252,6 +254,17 @@ def _discover(lab: Lab, daemon: Daemon) -> str:
     wait_until(lambda: not addresses & daemon.backends().keys(), f"{backend.name} leaves")
     left_s = time.monotonic() - started
     return f"found in both families and serving after {joined_s:.1f} s, has left after {left_s:.1f} s"
+
+
+def _explain(lab: Lab) -> str:
+    for vip in VIPS:
+        source = lab.sources(vip)[0]
+        words = ("explain", source, vip, "--port", "80", "--json")
+        said = Explanation.model_validate_json(lab.balancer.run(loaded_mp(), *words).stdout)
+        (names,) = lab.answers("http", vip, _REQUESTS, [source]).values()
+        if set(names) != {said.backend}:
+            raise StepError(f"{source} was to go to {said.backend} ({said.why}), and went to {names}")
+    return f"{said.source} goes to {said.backend}: {said.why}"
 
 
 def _drain(lab: Lab) -> str:

@@ -26,7 +26,7 @@ from loaded_mp.packet.address import Address128, destination_at, read_address, s
 from loaded_mp.packet.header import KIND_PORTS, KIND_QUERY, parse
 from loaded_mp.packet.reasons import Reason
 
-#: A source is not alone for so long after another one was seen, in microseconds.
+#: A source is not alone for so long after another one was seen, and a crowd not over, in microseconds.
 _ALONE_US = 1_000_000
 #: So long may the last packet have to wait, in microseconds: a quarter of what the queue has room for.
 CROWDED_US = 5_000
@@ -49,7 +49,7 @@ class Shares(NamedTuple):
     sources: Words  #: uint64[batch + 1, 2]: the addresses by slot, then the one that was seen last
     allowed: Longs  #: int64[1]: packets of a batch that one source may have
     others_us: Longs  #: int64[1]: when another was seen than before
-    calm_us: Longs  #: int64[1]: when it was not crowded the last time; 0: not known yet
+    crowd_us: Longs  #: int64[2]: when it became crowded, and when it was so the last time; 0: never
     us_per_byte: Floats  #: float64[1]: how long a worker takes for what waits, by the memory of it
 
 
@@ -59,7 +59,7 @@ def new_shares(batch: int) -> Shares:
         np.zeros((batch + 1, 2), np.uint64),
         np.full(1, batch, np.int64),
         np.full(1, -_ALONE_US, np.int64),
-        np.zeros(1, np.int64),
+        np.zeros(2, np.int64),
         np.zeros(1, np.float64),
     )
 
@@ -68,9 +68,13 @@ def new_shares(batch: int) -> Shares:
 def crowded(shares: Shares, waiting_bytes: int, now_us: int) -> bool:
     """Whether so much waits that it takes too long, and lastingly; a source may have less of a batch then."""
     too_long = bool(waiting_bytes * shares.us_per_byte[0] > CROWDED_US)
-    if not too_long or shares.calm_us[0] == 0:
-        shares.calm_us[0] = now_us
-    lasting = too_long and now_us - shares.calm_us[0] > LASTING_US
+    lasting = False
+    if too_long:
+        # Thinning makes it calm for moments: these are part of the same crowd.
+        if now_us - shares.crowd_us[1] > _ALONE_US or shares.crowd_us[1] == 0:
+            shares.crowd_us[0] = now_us
+        shares.crowd_us[1] = now_us
+        lasting = now_us - shares.crowd_us[0] > LASTING_US
     allowed = shares.allowed[0]
     allowed += -((allowed + 7) // 8) if lasting else 1
     shares.allowed[0] = min(max(allowed, 1), shares.sources.shape[0] - 1)

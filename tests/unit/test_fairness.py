@@ -57,6 +57,7 @@ LATER_US = LASTING_US + 2
 
 def long_wait(shares: Shares, batches: int) -> None:
     crowded(shares, LONG_WAIT, 1)
+    shares.allowed[0] = BATCH
     for _ in range(batches):
         assert crowded(shares, LONG_WAIT, LATER_US)
 
@@ -66,19 +67,20 @@ def test_what_is_worked_off_soon_is_not_too_much(shares: Shares) -> None:
         assert not crowded(shares, LONG_WAIT, now_us)
     assert crowded(shares, LONG_WAIT, LATER_US)
     assert not crowded(shares, 0, LATER_US)
-    assert not crowded(shares, LONG_WAIT, LATER_US + LASTING_US)
+    assert crowded(shares, LONG_WAIT, LATER_US + _ALONE_US), "the same crowd"
+    assert not crowded(shares, LONG_WAIT, LATER_US + 2 * _ALONE_US + 1), "another one"
 
 
 def test_what_a_worker_works_off_in_time_is_not_too_much(shares: Shares) -> None:
     moment = MESSAGE_BYTES * CROWDED_US // PACKET_US
-    assert not crowded(shares, 0, 1)
+    assert not crowded(shares, moment * 11 // 10, 1)
     assert not crowded(shares, moment * 9 // 10, LATER_US)
     assert crowded(shares, moment * 11 // 10, 2 * LATER_US)
 
 
 def test_a_batch_that_was_held_up_does_not_make_it_too_much(shares: Shares) -> None:
     learn_pace(shares, BATCH, BATCH * PACKET_BYTES, 4 * BATCH * PACKET_US)
-    assert not crowded(shares, 0, 1)
+    crowded(shares, LONG_WAIT, 1)
     assert not crowded(shares, MESSAGE_BYTES * CROWDED_US // PACKET_US // 2, LATER_US)
 
 

@@ -118,7 +118,7 @@ def test_connections_of_nobody_take_nothing_from_anybody(lab: Lab, daemon: Daemo
 
 
 def test_others_than_root_are_told_what_to_do(lab: Lab, daemon: Daemon) -> None:
-    said = "only root may talk to the daemon; use sudo"
+    said = "only root, and the group that is set as control_group, may talk to the daemon; use sudo"
     assert nobody_asks(lab) == said
     assert "connections-refused" not in daemon.log  # did not get so far
     socket_of(lab).chmod(0o666)

@@ -16,9 +16,9 @@ from loaded_mp.lab.lab import VIPS, Lab, Options
 from loaded_mp.lab.talk import Talk
 from loaded_mp.lab.wait import wait_until
 
-SOURCES = 250
+SOURCES = 100
 BIG_MIB = 1
-HAND_OVERS = 10
+HAND_OVERS = 4
 
 
 @pytest.fixture(scope="module")

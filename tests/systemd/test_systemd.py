@@ -18,7 +18,7 @@ from loaded_mp.lab.wait import wait_until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no systemd of its own: {missing()}")
 
-SOURCES = 250
+SOURCES = 60
 BIG_MIB = 1
 CONFIG = "/etc/loaded-mp/loaded-mp.toml"
 UNIT = "/etc/systemd/system/loaded-mp.service"

@@ -10,7 +10,7 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptabl
 	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3 haproxy wrk libnginx-mod-stream \
 	openssl
 
-.PHONY: demo test bench bench-lvs install packages check clean
+.PHONY: demo test bench bench-lvs install packages check clean unit-interpreted unit-compiled
 
 demo: install
 	$(BIN)/loaded-mp demo $(if $(KEEP),--keep)
@@ -18,8 +18,14 @@ demo: install
 # Real servers as targets of checks. An SMTP server is tried where one is installed: two cannot be.
 test: PACKAGES += bind9 redis-server
 test: check
+	$(MAKE) --no-print-directory --output-sync -j2 unit-interpreted unit-compiled
+	$(BIN)/pytest tests -q --ignore=tests/unit
+
+unit-interpreted:
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/unit -q
-	$(BIN)/pytest tests -q
+
+unit-compiled:
+	$(BIN)/pytest tests/unit -q
 
 bench: PACKAGES += ipvsadm
 bench: install

@@ -66,7 +66,7 @@ def test_counters_go_on_after_reloads(lab: Lab) -> None:
     path.write_text(config)
     daemon = lab.start_daemon("-c", str(path)).ready()
     sent = 0
-    for backends in (100, 40, 40, 1):
+    for backends in (100, 1):
         lab.client.run("ping", "-c", "3", "-i", "0.05", "-I", lab.sources4[0], VIPS[0])
         sent += 3
         wait_until(partial(is_counted, daemon, sent), f"{sent} packets are counted each way")

@@ -19,6 +19,9 @@ Bytes = npt.NDArray[np.uint8]
 #: The packages that hold compiled functions and all that these refer to.
 PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath")
 
+#: A file beside the machine code, once all of it is there.
+_COMPLETE = "complete"
+
 
 def compiled(function: Function) -> Function:
     """Compile `function` with numba at its first call and keep the machine code on disk.
@@ -43,9 +46,15 @@ def compiled(function: Function) -> Function:
 
 
 def has_machine_code() -> bool:
-    """Whether an earlier process left machine code on disk, so that a start need not compile."""
+    """Whether an earlier process left all machine code on disk, so that a start need not compile."""
     folder = numba.config.CACHE_DIR
-    return bool(numba.config.DISABLE_JIT or (folder and any(Path(folder).rglob("*.nbc"))))
+    return bool(numba.config.DISABLE_JIT or (folder and (Path(folder) / _COMPLETE).exists()))
+
+
+def note_machine_code() -> None:
+    """Note that all of it is there."""
+    if folder := numba.config.CACHE_DIR:
+        (Path(folder) / _COMPLETE).touch()
 
 
 def tell_of_late_compilation(say: Callable[[str], None]) -> None:

@@ -159,8 +159,9 @@ def _queue_numbers(config: Config) -> Finding:
     number, port = min(taken.items())
     try:
         holder = (_PROC / str(port) / "comm").read_text().strip()
-    except OSError:
-        holder = "a process"
+    except OSError:  # the kernel names who bound it; others may have it by now
+        text = f"{numbers} in use: loaded-mp runs already, or its workers do without a daemon"
+        return Finding("warning", "queues", text, "see `loaded-mp status`; a start takes workers over")
     if holder.startswith("loaded-mp"):
         return Finding("warning", "queues", f"{numbers} in use: loaded-mp runs already ({port})")
     todo = "stop it, or choose another first_queue"

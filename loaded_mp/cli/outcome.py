@@ -27,7 +27,9 @@ def show(outcome: Outcome, done: str, mistaken_status: int = 1) -> None:
         click.echo(line)
     click.echo(done if outcome.changes else f"{done}: nothing changes")
     for setting in outcome.needs_restart:
-        click.echo(f"only 'loaded-mp restart' takes over {setting}", err=True)
+        # Another size is another table: a restart begins it anew, and connections may break.
+        how = "a stop and a start take" if setting.startswith("flows:") else "'loaded-mp restart' takes"
+        click.echo(f"only {how} over {setting}", err=True)
     if outcome.needs_restart:
         sys.exit(1)
 

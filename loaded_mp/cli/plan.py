@@ -24,7 +24,7 @@ def command(load: Callable[[], Config]) -> None:
     """
     config = load()
     if is_running():
-        show(change("compare", config=config.model_dump(mode="json", exclude_defaults=True)), "dry run")
+        show(change("compare", config=config.model_dump(mode="json")), "dry run")
         return
     try:
         click.echo(plan(services_of(config), read_host()).script())

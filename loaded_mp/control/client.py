@@ -108,7 +108,7 @@ def _post(
     except ConnectionRefusedError:
         raise ControlError(
             f"loaded-mp has not answered for {RESTART_S:g} s: it still starts, or it was killed and its"
-            " workers go on alone; its log says which, and a start takes them over"
+            " workers go on alone; its log says which. A start takes them over, 'loaded-mp cleanup' ends them"
         ) from None
     except FileNotFoundError:
         raise ControlError(

@@ -22,7 +22,7 @@ from loaded_mp.memory.snapshot import Answer, Flag, ServiceColumn
 from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
 from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, Header, parse
 from loaded_mp.packet.reasons import FATES, Fate, Reason
-from loaded_mp.packet.reset import Step, make_reset, refuses, step_of
+from loaded_mp.packet.reset import Step, make_reset, refuses, says_something, step_of
 from loaded_mp.packet.rewrite import (
     complete_checksum,
     set_destination,
@@ -51,7 +51,7 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
         else:
             reason, backend = _to_client(packet, header, queued.mark, work)
     if reason == Reason.TOLD and not queued.cut:
-        return Decision(NF_ACCEPT, True, make_reset(packet, header), 0, reason)
+        return Decision(NF_ACCEPT, True, make_reset(packet, header, queued.several), 0, reason)
     if reason != Reason.OK:
         fate = FATES[0 if asks else 1, reason]
         if fate == Fate.REJECT:
@@ -64,8 +64,8 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
         return Decision(NF_REPEAT, False, 0, mark, Reason.OK)
     if queued.cut:
         return Decision(NF_DROP, False, 0, 0, Reason.CUT)
-    if _is_tcp(header) and work.snapshot.backend_flags[backend] & _TELL_THE_OTHER:
-        return Decision(NF_ACCEPT, True, make_reset(packet, header), mark, Reason.OK)
+    if _is_tcp(header) and _is_turned(packet, header, asks, work.snapshot.backend_flags[backend]):
+        return Decision(NF_ACCEPT, True, make_reset(packet, header, queued.several), mark, Reason.OK)
     if not queued.checksum_ready:
         if header.kind != KIND_PORTS:
             return Decision(NF_DROP, False, 0, 0, Reason.CHECKSUM_UNFINISHED)
@@ -104,7 +104,7 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
     stops = snapshot.backend_flags[backend] if _is_tcp(header) else 0
     if step == Step.BEGINS and stops & _STOPS:
         return Reason.ENDING, -1, 0
-    if stops & _REJECT:
+    if stops & _REJECT and step != Step.BREAKS:
         return Reason.ENDED, -1, 0
     if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK and not stops & Flag.ENDING:
         return Reason.OK, backend, BACKEND + backend
@@ -248,6 +248,18 @@ def _may_have_flow(packet: Bytes, queued: Queued, header: Header, work: Work) ->
         if has_flow(work, snapshot.members[at], Ends(0, client, 0, client, 0)):
             return True
     return False
+
+
+@compiled
+def _is_turned(packet: Bytes, header: Header, asks: bool, flags: int) -> bool:
+    """Whether a TCP segment becomes a reset for the end that it goes to; `flags` are its backend's.
+
+    What only acknowledges is not turned: else the end that speaks would be told, and the one that listens
+    never. Whose words were lost says them again, and the end that was told answers itself then, by a reset.
+    """
+    if flags & Flag.ENDED and not asks:
+        return False
+    return bool(flags & _TELL_THE_OTHER) and says_something(packet, header)
 
 
 @compiled

@@ -33,7 +33,7 @@ def backend_for(work: Work, service: int, ends: Ends, step: int) -> int:
     flow = client_flow(work, service, ends)
     if row[ServiceColumn.AFFINITY] == Affinity.NONE:
         return pick(work, service, flow, ends.server)
-    if row[ServiceColumn.BEFORE] >= 0 and step != Step.BEGINS:
+    if _goes_as_before(work, service, flow, step):
         held = _go_on(work, service, flow_before(work, service, ends), ends, step)
         if held >= 0:
             return held
@@ -87,7 +87,7 @@ def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
     if row[ServiceColumn.AFFINITY] == Affinity.NONE:
         return Foreseen(service, -1, -1, pick(work, service, flow, ends.server))
     step = Step.BEGINS if ends.protocol == TCP else Step.GOES_ON
-    if row[ServiceColumn.BEFORE] >= 0 and step != Step.BEGINS:
+    if _goes_as_before(work, service, flow, step):
         entry, held, stays = _foreseen_flow(work, service, flow_before(work, service, ends), ends, step)
         if stays:
             return Foreseen(service, entry, held, held)
@@ -95,6 +95,23 @@ def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
     if stays:
         return Foreseen(service, entry, held, held)
     return Foreseen(service, entry, held, pick(work, service, flow, ends.server))
+
+
+@compiled
+def _goes_as_before(work: Work, service: int, flow: Flow, step: int) -> bool:
+    """Whether a packet goes on with a flow of the affinity that its service had before, if there is one.
+
+    A connection must find at each of its packets what it found at its first. Where clients were flows, all
+    that a client with such a flow begins goes with it, but for a connection that is a flow of its own. Where
+    connections were flows, each of those goes on, and what begins does not.
+    """
+    row = work.snapshot.services[service]
+    if row[ServiceColumn.BEFORE] == Affinity.SOURCE and row[ServiceColumn.AFFINITY] == Affinity.CONNECTION:
+        return bool(step != Step.BEGINS and find(work.table, flow)[0] < 0)
+    return bool(
+        row[ServiceColumn.BEFORE] == Affinity.SOURCE
+        or (row[ServiceColumn.BEFORE] == Affinity.CONNECTION and step != Step.BEGINS)
+    )
 
 
 @compiled

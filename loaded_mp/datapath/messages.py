@@ -22,7 +22,7 @@ _SUBSYSTEM_QUEUE = 3 << 8
 _NFQNL_MSG_PACKET, _NFQNL_MSG_VERDICT, _NFQNL_MSG_VERDICT_BATCH = 0, 1, 3
 _NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_MARK = 1, 2, 3
 _NFQA_PAYLOAD, _NFQA_CAP_LEN, _NFQA_SKB_INFO = 10, 13, 14
-_NFQA_SKB_CSUMNOTREADY = 1
+_NFQA_SKB_CSUMNOTREADY, _NFQA_SKB_GSO = 1, 2
 #: The bits of an attribute's type that are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 _TYPE_MASK = 0x3FFF
 
@@ -46,6 +46,7 @@ class Queued(NamedTuple):
     cut: bool  #: not all of it was copied
     checksum_ready: bool  #: False: the transport checksum is only the pseudo-header's sum
     mark: int  #: of the packet; 0: none
+    several: bool  #: the kernel will cut it into several (GSO): it must not become shorter than one of them
 
 
 class Decision(NamedTuple):
@@ -66,7 +67,7 @@ def read_message(buffer: Bytes, shorts: Shorts, at: int, length: int) -> Queued:
     """
     packet_id = hook = start = end = mark = 0
     cut = False
-    ready = True
+    ready, several = True, False
     stop = at + length
     if length >= _MESSAGE_HEADER and shorts[at // 2 + 2] == _SUBSYSTEM_QUEUE | _NFQNL_MSG_PACKET:
         at += _MESSAGE_HEADER
@@ -84,10 +85,11 @@ def read_message(buffer: Bytes, shorts: Shorts, at: int, length: int) -> Queued:
                 cut = True
             elif kind == _NFQA_SKB_INFO and size >= 8:
                 ready = (buffer[at + 7] & _NFQA_SKB_CSUMNOTREADY) == 0
+                several = (buffer[at + 7] & _NFQA_SKB_GSO) != 0
             elif kind == _NFQA_PAYLOAD:
                 start, end = at + 4, at + size
             at += (size + 3) & ~3
-    return Queued(packet_id, hook, start, end, cut, ready, mark)
+    return Queued(packet_id, hook, start, end, cut, ready, mark, several)
 
 
 @compiled

@@ -35,6 +35,13 @@ def step_of(packet: Bytes, header: Header) -> int:
 
 
 @compiled
+def says_something(packet: Bytes, header: Header) -> bool:
+    """Whether a well-formed TCP segment carries data or a FIN, which its receiver has to acknowledge."""
+    data = header.upper + 4 * (signed(packet[header.upper + 12]) >> 4)
+    return bool(header.end > data or signed(packet[header.upper + 13]) & _FIN)
+
+
+@compiled
 def refuses(packet: Bytes, header: Header) -> bool:
     """Whether a well-formed TCP segment refuses a connection: it resets a SYN (RFC 9293, 3.5.2)."""
     answer = signed(packet[header.upper + 13]) & (_SYN | _RST | _ACK) == _RST | _ACK
@@ -42,12 +49,18 @@ def refuses(packet: Bytes, header: Header) -> bool:
 
 
 @compiled
-def make_reset(packet: Bytes, header: Header) -> int:
+def make_reset(packet: Bytes, header: Header, keep_length: bool) -> int:
     """Make a well-formed TCP segment a reset of the same connection and direction.
 
     Its sequence number is the one that the receiver expects next, as the segment was the next one (RFC 5961,
-    3.2). Returns the offset of the first byte behind it.
+    3.2). With `keep_length` it carries what it carried, which a reset may (RFC 9293, 3.5.3). Returns the
+    offset of the first byte behind it.
     """
+    if keep_length:
+        flags = signed(packet[header.upper + 13])
+        packet[header.upper + 13] = _RST | (flags & _ACK)
+        complete_checksum(packet, header)
+        return header.end
     upper = header.upper
     end = upper + _TCP_HEADER
     flags = signed(packet[upper + 13])

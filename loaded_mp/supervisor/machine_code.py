@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from loaded_mp.compiled import tell_of_late_compilation
+from loaded_mp.compiled import note_machine_code, tell_of_late_compilation
 from loaded_mp.datapath.home import foresee
 from loaded_mp.datapath.loop import give_back, new_batch, serve
 from loaded_mp.flows.atomics import add, load
@@ -27,6 +27,7 @@ def load_machine_code(memory: SharedMemory, say: Callable[[str, float], None]) -
         started = time.monotonic()
         step()
         say(name, time.monotonic() - started)
+    note_machine_code()
 
 
 def watch_for_late_compilation() -> None:

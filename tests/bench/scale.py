@@ -63,7 +63,7 @@ def _decide(packet: Bytes, sources: Words, vips: Words, memory: SharedMemory) ->
     """Parse, look up, rewrite: one UDP packet after another, from these sources to these VIPs."""
     balanced = 0
     work = work_of(memory, 0, _NOW_S)
-    queued = Queued(1, HOOK_PREROUTING, 0, _PACKET, False, True, 0)
+    queued = Queued(1, HOOK_PREROUTING, 0, _PACKET, False, True, 0, False)
     for i in range(sources.size):
         for byte in range(4):
             shift = np.uint64(24 - 8 * byte)

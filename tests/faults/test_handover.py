@@ -12,7 +12,7 @@ import pytest
 from loaded_mp.lab.backend import Backend
 from loaded_mp.lab.clients import KINDS
 from loaded_mp.lab.daemon import Daemon, loaded_mp
-from loaded_mp.lab.lab import VIPS, Lab, Options
+from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.talk import Talk
 from loaded_mp.lab.wait import wait_until
 
@@ -181,6 +181,21 @@ def test_a_stop_for_good_tells_both_ends(lab: Lab, vip: str, forwarding: str) ->
     assert [talk.hear() for talk in talks] == ["reset"] * 6
     wait_until(lambda: not any(established(backend) for backend in lab.backends), "backends know it")
     daemon.stop()
+
+
+@pytest.mark.parametrize("forwarding", ["rewrite", "conntrack"])
+@pytest.mark.parametrize("vip", VIPS)
+def test_a_stop_for_good_tells_downloads(lab: Lab, vip: str, forwarding: str) -> None:
+    """Their segments come in packets that the kernel cuts up again."""
+    service = f'forwarding = "{forwarding}"'
+    daemon = lab.daemon(lab.config(workers=2, top="goodbye_s = 2", service=service))
+    lab.big_file(64)
+    words = ("curl", "-sg", "-o", "/dev/null", "-m", "30", "--limit-rate", "4M", f"http://{in_url(vip)}/big")
+    downloads = [lab.client.talk(*words) for _ in range(4)]
+    wait_until(lambda: sum(len(established(backend)) for backend in lab.backends) >= 4, "they have begun")
+    daemon.stop()
+    assert [each.wait(3) for each in downloads] == [56] * 4, "connection reset by peer"
+    lab.big_file(BIG_MIB)
 
 
 def established(backend: Backend) -> list[str]:

@@ -135,7 +135,14 @@ def test_without_affinity_each_packet_goes_by_itself(version: int) -> None:
 
 @both
 @pytest.mark.parametrize(
-    ("old", "new"), [("source", "connection"), ("connection", "source"), ("source", "source/24/64")]
+    ("old", "new"),
+    [
+        ("source", "connection"),
+        ("connection", "source"),
+        ("source", "source/24/64"),
+        ("source/24/64", "source"),
+        ("source/24/64", "connection"),
+    ],
 )
 def test_no_connection_notices_another_affinity(version: int, old: str, new: str) -> None:
     world = World(web(affinity=old))
@@ -148,9 +155,17 @@ def test_no_connection_notices_another_affinity(version: int, old: str, new: str
             )
     numbers = {part.id: ClientAffinity.model_validate(old) for part in world.parts}
     world.snapshot, world.parts = build(web(affinity=new), ids=world.ids, before=numbers)
-    for (source, port), backend in homes.items():
-        assert (
-            world.reply(reply(version, backend, source, TCP(sport=80, dport=port, flags="PA")))[0]
-            == Reason.OK
-        )
-        assert world.backend_of(packet(version, source, TCP(sport=port, dport=80, flags="A"))) == backend
+    sources = [*(source for source, _ in ends), *(client(version, 0, host) for host in range(100, 110))]
+    for number, source in enumerate(sources):
+        for flags in ("S", "A", "PA"):
+            ends_of = TCP(sport=1_000 + number, dport=80, flags=flags)
+            backend = world.backend_of(packet(version, source, ends_of))
+            assert homes.setdefault((source, 1_000 + number), backend) == backend
+        answer = TCP(sport=80, dport=1_000 + number, flags="PA")
+        assert world.reply(reply(version, backend, source, answer))[0] == Reason.OK
+    for _ in range(2):
+        for (source, port), backend in homes.items():
+            segment = TCP(sport=port, dport=80, flags="A")
+            assert world.backend_of(packet(version, source, segment)) == backend
+            answer = TCP(sport=80, dport=port, flags="PA")
+            assert world.reply(reply(version, backend, source, answer))[0] == Reason.OK

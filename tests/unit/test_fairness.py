@@ -127,7 +127,7 @@ def test_what_has_no_source_is_left_alone(shares: Shares) -> None:
 
 def source(world: World, packet: bytes, hook: int = HOOK_PREROUTING) -> str:
     buffer = np.frombuffer(b"\xa5" * 8 + packet, np.uint8).copy()
-    queued = Queued(1, hook, 8, 8 + len(packet), False, True, 0)
+    queued = Queued(1, hook, 8, 8 + len(packet), False, True, 0, False)
     return str(ip_of(Address128(*source_of(buffer, queued, world.work))))
 
 

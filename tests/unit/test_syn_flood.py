@@ -23,7 +23,7 @@ CLIENTS = 2_000
 def flood(packet: Bytes, spoofed: Bytes, work: Work, seed: int) -> int:
     """Decide EACH_SECOND packets like `packet` from sources of their own; how many were balanced."""
     balanced = 0
-    queued = Queued(1, HOOK_PREROUTING, START, START + packet.size, False, True, 0)
+    queued = Queued(1, HOOK_PREROUTING, START, START + packet.size, False, True, 0, False)
     for i in range(EACH_SECOND):
         for at in range(packet.size):
             spoofed[START + at] = packet[at]

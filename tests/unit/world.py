@@ -104,12 +104,18 @@ class World:
         return self.memory.table
 
     def decide(
-        self, data: bytes, hook: int, cut: bool = False, ready: bool = True, mark: int = 0
+        self,
+        data: bytes,
+        hook: int,
+        cut: bool = False,
+        ready: bool = True,
+        mark: int = 0,
+        several: bool = False,
     ) -> tuple[Decision, bytes]:
         """The decision on a packet at a hook, and what it is then. Only what was changed may differ."""
         buffer = np.full(START + len(data) + 8, CANARY, np.uint8)
         buffer[START : START + len(data)] = np.frombuffer(data, np.uint8)
-        queued = Queued(1, hook, START, START + len(data), cut, ready, mark)
+        queued = Queued(1, hook, START, START + len(data), cut, ready, mark, several)
         decision = Decision(*decide(buffer, queued, self.work))
         assert (buffer[:START] == CANARY).all()
         assert (buffer[-8:] == CANARY).all()

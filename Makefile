@@ -1,5 +1,6 @@
 # sudo make demo       installs what is missing and shows loaded-mp on real traffic; KEEP=1 leaves it standing
-# sudo make test       installs what is missing and runs every check and test
+# sudo make test       installs what is missing and runs every check and test but the long ones
+# sudo make test-long  runs those: many hand-overs, locks that are held, the shipped unit under a systemd
 # sudo make bench      measures it beside routing, DNAT, HAProxy, nginx and, where the kernel has it, LVS,
 #                      into docs/performance; QUICK=1 just looks
 # sudo make bench-lvs  measures it beside LVS in a guest, where the kernel has none
@@ -10,7 +11,7 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptabl
 	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3 haproxy wrk libnginx-mod-stream \
 	openssl
 
-.PHONY: demo test bench bench-lvs install packages check clean unit-interpreted unit-compiled
+.PHONY: demo test test-long bench bench-lvs install packages check clean unit-interpreted unit-compiled
 
 demo: install
 	$(BIN)/loaded-mp demo $(if $(KEEP),--keep)
@@ -19,7 +20,10 @@ demo: install
 test: PACKAGES += bind9 redis-server
 test: check
 	$(MAKE) --no-print-directory --output-sync -j2 unit-interpreted unit-compiled
-	$(BIN)/pytest tests -q --ignore=tests/unit
+	$(BIN)/pytest tests -q --ignore=tests/unit -m 'not long'
+
+test-long: install
+	$(BIN)/pytest tests -q -m long
 
 unit-interpreted:
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/unit -q

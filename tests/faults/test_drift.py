@@ -167,6 +167,7 @@ def test_links_down_and_up(lab: Lab, daemon: Daemon, variant: str) -> None:
     assert said.count("event=interface-away interface=public") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", ["nft"], indirect=True)
 def test_a_fight_is_said_once(lab: Lab, daemon: Daemon, variant: str) -> None:
     def mends() -> int:
@@ -213,6 +214,7 @@ def test_rules_are_put_back_while_an_interface_is_away(lab: Lab, daemon: Daemon,
     assert "event=drift-stays" not in mended(lab, daemon, variant, harm)
 
 
+@pytest.mark.long
 def test_a_vip_that_has_come_to_be_here_is_announced() -> None:
     from scapy.all import ARP, ICMPv6ND_NA, rdpcap  # noqa: PLC0415
 
@@ -255,6 +257,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("daemon")
 def test_watching_costs_next_to_nothing(lab: Lab, variant: str) -> None:
     watched_s = 5

@@ -107,6 +107,7 @@ def test_a_backend_that_was_down_stays_down(lab: Lab) -> None:
     daemon.stop()
 
 
+@pytest.mark.long
 def test_many_hand_overs_leave_what_one_leaves(lab: Lab) -> None:
     daemon = lab.daemon(lab.config(workers=2))
     pid = daemon.process.pid
@@ -126,6 +127,7 @@ def test_many_hand_overs_leave_what_one_leaves(lab: Lab) -> None:
     daemon.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("again", [restart, kill_and_start])
 def test_another_number_of_workers_goes_on(lab: Lab, again: Callable[[Lab, Daemon], Daemon]) -> None:
     path = lab.folder / f"number-{again.__name__}.toml"
@@ -183,8 +185,7 @@ def test_a_stop_for_good_tells_both_ends(lab: Lab, vip: str, forwarding: str) ->
     daemon.stop()
 
 
-@pytest.mark.parametrize("forwarding", ["rewrite", "conntrack"])
-@pytest.mark.parametrize("vip", VIPS)
+@pytest.mark.parametrize(("vip", "forwarding"), list(zip(VIPS, ["rewrite", "conntrack"], strict=True)))
 def test_a_stop_for_good_tells_downloads(lab: Lab, vip: str, forwarding: str) -> None:
     """Their segments come in packets that the kernel cuts up again."""
     service = f'forwarding = "{forwarding}"'

@@ -125,6 +125,7 @@ def is_clean(lab: Lab) -> bool:
     return "LOADED" not in lab.balancer.run("iptables-save").stdout
 
 
+@pytest.mark.long
 def test_counters_that_cannot_be_read_hold_up_nobody_and_say_their_age(lab: Lab, iptables: Stubborn) -> None:
     daemon = started(lab, config(lab, "conntrack"))[0].ready()
     wait_until(lambda: daemon.status().counters_age_s < 0.5, "a reading")
@@ -169,6 +170,7 @@ def lock_held(path: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 def test_a_lock_that_others_hold_refuses_a_reload(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +190,7 @@ def test_a_lock_that_others_hold_refuses_a_reload(
     assert "LOADED" not in lab.balancer.run("iptables-legacy-save").stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_command", [True])
 def test_sigterm_during_a_reload_that_hangs_is_obeyed(lab: Lab, iptables: Stubborn, by_command: bool) -> None:
     daemon, path = started(lab, config(lab))
@@ -221,6 +224,7 @@ def test_sigterm_once_a_reload_that_hung_can_go_on_takes_all_back(lab: Lab, ipta
     assert is_clean(lab)
 
 
+@pytest.mark.long
 def test_sigterm_during_a_start_that_hangs_is_obeyed(lab: Lab, iptables: Stubborn) -> None:
     with iptables.hanging("-restore"):
         daemon, _ = started(lab, config(lab))

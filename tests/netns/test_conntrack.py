@@ -59,6 +59,7 @@ def is_counted(daemon: Daemon, packets: int) -> bool:
     )
 
 
+@pytest.mark.long
 def test_counters_go_on_after_reloads(lab: Lab) -> None:
     path = lab.folder / "growing.toml"
     config = lab.config(service='forwarding = "conntrack"', checked=False)

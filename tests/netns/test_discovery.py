@@ -144,6 +144,7 @@ def test_only_those_join_that_are_allowed_and_a_reload_ends_it(lab: Lab) -> None
     daemon.stop()
 
 
+@pytest.mark.long
 def test_a_flood_of_answers_changes_nothing_beyond_the_ceiling(lab: Lab) -> None:
     one = lab.backends[0]
     one.namespace.ip("route add local 10.1.0.0/16 dev lo")

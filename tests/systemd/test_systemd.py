@@ -16,7 +16,10 @@ from loaded_mp.lab.lab import VIPS, Lab, Options
 from loaded_mp.lab.talk import Talk
 from loaded_mp.lab.wait import wait_until
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no systemd of its own: {missing()}")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(bool(missing()), reason=f"no systemd of its own: {missing()}"),
+]
 
 SOURCES = 60
 BIG_MIB = 1

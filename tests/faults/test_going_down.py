@@ -79,9 +79,9 @@ def test_what_workers_see_takes_a_refusing_backend_down(lab: Lab, vip: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("on_down", "heard"), [("move", "reset"), ("reset", "reset"), ("keep", "backend2 hello")]
+    ("vip", "on_down", "heard"),
+    [(VIPS[0], "move", "reset"), (VIPS[1], "reset", "reset"), (VIPS[0], "keep", "backend2 hello")],
 )
-@pytest.mark.parametrize("vip", VIPS)
 def test_connections_of_a_backend_that_is_down(lab: Lab, vip: str, on_down: str, heard: str) -> None:
     daemon = start(lab, f'on_down = "{on_down}"')
     lines = [Line(lab.client, vip, source) for source in lab.sources(vip)[:6]]

@@ -195,8 +195,14 @@ def test_what_a_reload_takes_away_is_told_at_both_ends(other: Lab, forwarding: s
     assert [line.hear() for line in told] == ["reset"] * len(told)
     other.let_backends_speak()
     for number, (line, home) in enumerate(zip(talking, homes, strict=True)):
-        if line not in told:
-            assert line.hear() == ("reset" if gone[number] else f"{home} speaks")
+        if line in told:
+            continue
+        heard = line.hear()
+        if (
+            gone[number] and heard == f"{home} speaks"
+        ):  # in the second half words arrive, their receipt is reset
+            heard = line.hear()
+        assert heard == ("reset" if gone[number] else f"{home} speaks")
     words = ("ss", "-Htn", "state", "established", "sport", "=", f":{LINE_PORT}")
     standing = "".join(backend.namespace.run(*words).stdout for backend in other.backends)
     assert not [line.port for line in told if f":{line.port}\n" in standing.replace(" ", "")]

@@ -92,7 +92,7 @@ def test_what_a_reload_cannot_do_is_said_and_the_rest_is_done(lab: Lab, daemon: 
         f"service web: backend backend1 ({lab.backends[0].ipv4}): weight: 1 -> 2",
         "flows: 0 move, 0 end",
         "reloaded",
-        "only 'loaded-mp restart' takes over flows: 1048576 -> 4096",
+        "only a stop and a start take over flows: 1048576 -> 4096",
     ]
     assert daemon.backends()[lab.backends[0].ipv4].weight == 2
 

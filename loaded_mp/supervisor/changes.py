@@ -8,17 +8,16 @@ from functools import partial
 
 from loaded_mp.log import event
 from loaded_mp.network.errors import NetworkError
+from loaded_mp.services import Services
 from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
-from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.publisher import STAMP_TIMEOUT_S, Publisher
 from loaded_mp.supervisor.state import Stops
 
 log = logging.getLogger(__name__)
 
 #: Between two steps of weights that rise.
 _RISE_S = 1.0
-#: A worker that does not stamp for so long hangs.
-_STAMP_TIMEOUT_S = 2.0
 
 
 class Changes:
@@ -58,9 +57,9 @@ class Changes:
     async def say_goodbye(self, numbers: Iterable[int]) -> None:
         """Tell both ends of these backends' TCP connections that they are over.
 
-        For `goodbye_s` what one end sends reaches the other as a reset. In the second half what clients send
-        is left to this machine, which answers with a reset: a client that is the only one to speak is told
-        when it repeats itself.
+        In the first half of `goodbye_s` data and the end of data, from either side, reach the other one as a
+        reset. In the second half those of backends do so no more, and what clients send is left to this
+        machine, which answers with a reset: who spoke alone is told when it says its words again.
         """
         stopping, takes_s = list(numbers), self._backends.services.config.goodbye_s
         if not (takes_s and stopping):
@@ -68,13 +67,20 @@ class Changes:
         for stops in (Stops.ENDING, Stops.ENDED):
             self._backends.stop(stopping, stops)
             with suppress(TimeoutError):
-                async with asyncio.timeout(_STAMP_TIMEOUT_S):
+                async with asyncio.timeout(STAMP_TIMEOUT_S):
                     await self._publisher.publish(self._backends.fill)
                     # What others than workers carry comes to be decided again.
                     await self.forget_connections(stopping)
             if stops is Stops.ENDING:
                 log.info(event("goodbye", backends=len(stopping), takes_s=takes_s))
             await asyncio.sleep(takes_s / 2)
+
+    async def leave_connections(self, before: Services) -> None:
+        """Let go of the connections that go on in another way of forwarding than before."""
+        try:
+            await aside(partial(self._backends.leave, before))
+        except NetworkError as error:
+            log.error(event("connections-kept", cause=str(error)))
 
     async def forget_connections(self, gone: Iterable[int]) -> None:
         """Let go of the connections to these backends, and to those that were told."""

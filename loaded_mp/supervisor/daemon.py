@@ -55,7 +55,7 @@ from loaded_mp.supervisor.network_setup import NetworkSetup
 from loaded_mp.supervisor.observation import Observation
 from loaded_mp.supervisor.open_flows import OpenFlows
 from loaded_mp.supervisor.pool import Pool
-from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.publisher import STAMP_TIMEOUT_S, Publisher
 from loaded_mp.supervisor.rates import Rates
 from loaded_mp.supervisor.reload import Load, RefusedError, Reload, read_again
 from loaded_mp.supervisor.report import Report
@@ -67,8 +67,6 @@ from loaded_mp.supervisor.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
-#: An old worker that has not been heard of for so long hangs.
-_STAMP_TIMEOUT_S = 2.0
 #: Until the answer to a command has gone out.
 _ANSWER_S = 0.2
 
@@ -169,7 +167,7 @@ class Daemon:
             stack.callback(self.pool.close)
             self.pool.bind(self._config, self._adopted.queues if self._adopted else {})
             try:
-                async with asyncio.timeout(_STAMP_TIMEOUT_S):
+                async with asyncio.timeout(STAMP_TIMEOUT_S):
                     await self.publisher.publish(self.backends.fill)
             except TimeoutError:  # an old worker hangs: it is ended below, and then this is made up for
                 self.changes.tell()

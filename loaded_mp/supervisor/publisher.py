@@ -9,6 +9,8 @@ from loaded_mp.flows.atomics import add
 from loaded_mp.memory.shared import SharedMemory, Stamp
 from loaded_mp.memory.snapshot import Snapshot
 
+#: A worker that does not stamp for so long hangs.
+STAMP_TIMEOUT_S = 2.0
 _POLL_S = 0.01
 
 

@@ -18,12 +18,11 @@ from loaded_mp.network.errors import NetworkError
 from loaded_mp.services import BackendKey, TooLargeError
 from loaded_mp.status import Outcome
 from loaded_mp.supervisor.accounting import Accounting
-from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.children import StartError
 from loaded_mp.supervisor.differences import bounded, service_differences, settings
-from loaded_mp.supervisor.network_setup import NetworkSetup
+from loaded_mp.supervisor.network_setup import NetworkSetup, Planned
 from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
 from loaded_mp.supervisor.pool import Pool
 from loaded_mp.supervisor.publisher import Publisher
@@ -78,7 +77,7 @@ class Reload:
                 config = await read_again(self.load)
                 overlay = self.backends.overlay.beside(config)
                 if dry_run:
-                    return await self._compare(overlay.over(config))
+                    return (await self._compare(overlay.over(config)))[0]
                 return await self._take_over(overlay.over(config), overlay)
             except RefusedError as refused:
                 for mistake in refused.mistakes if not dry_run else ():
@@ -89,7 +88,7 @@ class Reload:
         """What it would change to take over a configuration."""
         async with self.lock:
             try:
-                return await self._compare(self.backends.overlay.beside(config).over(config))
+                return (await self._compare(self.backends.overlay.beside(config).over(config)))[0]
             except RefusedError as refused:
                 return Outcome(mistakes=tuple(refused.mistakes))
 
@@ -131,13 +130,13 @@ class Reload:
                 return Outcome(mistakes=tuple(refused.mistakes))
 
     async def _take_over(self, config: Config, overlay: Overlay) -> Outcome:
-        outcome = await self._compare(config)
+        outcome, planned = await self._compare(config)
         if outcome.needs_restart:
             kept = "; ".join(outcome.needs_restart)
             log.warning(event("restart-needed", settings=kept, effect="these keep their values"))
-        if outcome.changes:
+        if planned is not None:
             try:
-                await self._run_with(self._possible(config))
+                await self._run_with(self._possible(config), planned)
             except (TooLargeError, NetworkError, QueueError, StartError) as error:
                 raise RefusedError(str(error)) from error
             set_level(config.log_level)
@@ -157,42 +156,45 @@ class Reload:
         before = self.backends.services.config
         return config.model_copy(update={key: getattr(before, key) for key in _FIXED})
 
-    async def _compare(self, config: Config) -> Outcome:
-        """What taking over a configuration changes. Raises RefusedError."""
+    async def _compare(self, config: Config) -> tuple[Outcome, Planned | None]:
+        """What taking over a configuration changes, and what it needs; None: nothing changes.
+
+        Raises RefusedError.
+        """
         before = self.backends.services
         needs_restart = tuple(settings(_FIXED, before.config, config))
         if (config := self._possible(config)) == before.config:
-            return Outcome(needs_restart=needs_restart)
+            return Outcome(needs_restart=needs_restart), None
         try:
             after = self.backends.imagined(config)
-            rules = self.network.differences(await self.network.planned(after))
+            planned = await self.network.planned(after)
         except (TooLargeError, NetworkError) as error:
             raise RefusedError(str(error)) from error
         flows = dict(enumerate(open_flows(self.memory).tolist()))
         *lines, summary = service_differences(before, after, flows)
-        return Outcome(changes=(*bounded([*lines, *rules]), summary), needs_restart=needs_restart)
+        lines += self.network.differences(planned)
+        return Outcome(changes=(*bounded(lines), summary), needs_restart=needs_restart), planned
 
-    async def _run_with(self, config: Config) -> None:
-        """Take over a configuration.
+    async def _run_with(self, config: Config, planned: Planned) -> None:
+        """Take over a configuration, for which this is planned.
 
         Raises TooLargeError, NetworkError, QueueError or StartError; then all is as it was.
         """
         before = self.backends.services
         after = self.backends.expand(config, before)
         try:
-            planned = await self.network.planned(after)
             await self.pool.grow(config)
             await self.changes.say_goodbye(self._served(before.part_of.keys() - after.part_of.keys()))
             self.backends.configure(after)
             await self.publisher.publish(self.backends.fill)
             await self.network.change(before, planned)
-            await aside(lambda: self.backends.leave(before))
-        except NetworkError:
+        except (NetworkError, QueueError, StartError):
             self.backends.configure(self.backends.expand(before.config, after))
             self.backends.stop(before.part_of, Stops.NOT)
             await self.publisher.publish(self.backends.fill)
             await self.pool.shrink(before.config)
             raise
+        await self.changes.leave_connections(before)
         await self.pool.shrink(config)
 
     def _served(self, backends: Iterable[int]) -> list[int]:

@@ -3,6 +3,7 @@
 import itertools
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,13 @@ from loaded_mp.status import Outcome
 
 SOURCES = 40
 RELOADS = 6
+_HOLD_QUEUE = """
+import time
+from netfilterqueue import NetfilterQueue
+queue = NetfilterQueue()
+queue.bind(2, print)
+time.sleep(60)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +103,22 @@ def test_what_a_reload_cannot_do_is_said_and_the_rest_is_done(lab: Lab, daemon: 
         "only a stop and a start take over flows: 1048576 -> 4096",
     ]
     assert daemon.backends()[lab.backends[0].ipv4].weight == 2
+
+
+def test_a_reload_that_fails_leaves_everything_as_it_was(lab: Lab, daemon: Daemon, path: Path) -> None:
+    text, before = path.read_text(), homes(lab)
+    holder = lab.balancer.start(sys.executable, "-c", _HOLD_QUEUE)
+    wait_until(
+        lambda: "\n    2 " in lab.balancer.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout,
+        "another program has queue 2",
+    )
+    path.write_text(text.replace("workers = 2", "workers = 3").replace('name = "web"', 'name = "shop"'))
+    assert "queue 2" in said(lab, "reload", status=2)[0]
+    holder.kill()
+    assert homes(lab) == before
+    path.write_text(text.replace("weight = 1", "weight = 2", 1))
+    assert said(lab, "reload")[-1] == "reloaded"
+    assert homes(lab) == before
 
 
 def test_backends_come_and_go_by_the_operators_word(lab: Lab, daemon: Daemon, path: Path) -> None:

@@ -5,10 +5,12 @@ import logging
 import os
 import socket
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from loaded_mp.log import event
+from loaded_mp.network.errors import NetworkError
+from loaded_mp.supervisor.aside import aside
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +74,8 @@ async def is_restarting() -> bool:
     if not unit:
         return False
     try:
-        # In a thread that ends with the call: the loop goes on if systemd hangs.
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            jobs = await asyncio.get_running_loop().run_in_executor(pool, _jobs, unit)
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # no process, no thread, no answer
+        jobs = await aside(partial(_jobs, unit))
+    except (OSError, NetworkError, subprocess.SubprocessError) as error:  # no process, no thread, no answer
         log.warning(event("restart-unknown", cause=str(error), effect="this is a stop for good"))
         return False
     return restarts(jobs, unit)

@@ -88,10 +88,10 @@ def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
         return Foreseen(service, -1, -1, pick(work, service, flow, ends.server))
     step = Step.BEGINS if ends.protocol == TCP else Step.GOES_ON
     if _goes_as_before(work, service, flow, step):
-        entry, held, stays = _foreseen_flow(work, service, flow_before(work, service, ends), ends, step)
+        entry, _, held, stays = _held(work, service, flow_before(work, service, ends), ends, step)
         if stays:
             return Foreseen(service, entry, held, held)
-    entry, held, stays = _foreseen_flow(work, service, flow, ends, step)
+    entry, _, held, stays = _held(work, service, flow, ends, step)
     if stays:
         return Foreseen(service, entry, held, held)
     return Foreseen(service, entry, held, pick(work, service, flow, ends.server))
@@ -115,31 +115,25 @@ def _goes_as_before(work: Work, service: int, flow: Flow, step: int) -> bool:
 
 
 @compiled
-def _foreseen_flow(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> tuple[int, int, bool]:
-    """The entry of a flow, its backend id, and whether it would go on with that; -1 where there is none."""
+def _held(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> tuple[int, np.uint64, int, bool]:
+    """A flow's entry, word and backend id, -1 if there is none, and whether a packet goes on with it."""
     entry, word = find(work.table, flow)
     value = value_of(word)
     held = value & ~CLOSING
     if entry < 0 or not _serves(work, held, service):
-        return entry, -1, False
+        return entry, word, -1, False
     begins_anew = value & CLOSING != 0 and step == Step.BEGINS
-    return entry, held, _stays(work, held, ends.protocol, step) and not begins_anew
+    return entry, word, held, _stays(work, held, ends.protocol, step) and not begins_anew
 
 
 @compiled
 def _go_on(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> int:
     """The backend with which a flow goes on, renewed; NO_BACKEND if there is none, or LOST_RACE."""
-    entry, word = find(work.table, flow)
-    if entry < 0:
-        return NO_BACKEND
-    value = value_of(word)
-    held = value & ~CLOSING
-    if not _serves(work, held, service) or not _stays(work, held, ends.protocol, step):
-        return NO_BACKEND
-    if value & CLOSING and step == Step.BEGINS:
+    entry, word, held, stays = _held(work, service, flow, ends, step)
+    if not stays:
         return NO_BACKEND
     idle_s = _idle_s(work, service, ends.protocol)
-    if value & CLOSING:
+    if value_of(word) & CLOSING:
         idle_s = min(idle_s, work.snapshot.services[service][ServiceColumn.FIN_IDLE_S])
     if not touch(work.table, entry, word, work.now_s, work.now_s + idle_s):
         return LOST_RACE
@@ -162,9 +156,7 @@ def renew(work: Work, backend: int, ends: Ends, step: int) -> None:
     if step in (Step.BEGINS, Step.ANSWERS, Step.BREAKS):
         idle_s = min(idle_s, row[ServiceColumn.UNCONFIRMED_S])
     flow = client_flow(work, service, ends)
-    entry, word = find(work.table, flow)
-    if entry < 0 and row[ServiceColumn.BEFORE] >= 0:
-        entry, word = find(work.table, flow_before(work, service, ends))
+    entry, word = _find_now_or_before(work, service, flow, ends)
     if entry >= 0:
         value = value_of(word)
         if value & CLOSING:
@@ -196,9 +188,7 @@ def _close(work: Work, service: int, flow: Flow) -> None:
 @compiled
 def home_of(work: Work, service: int, ends: Ends) -> int:
     """The backend that a client has in a service; -1 if it has none."""
-    entry, word = find(work.table, client_flow(work, service, ends))
-    if entry < 0 and work.snapshot.services[service][ServiceColumn.BEFORE] >= 0:
-        entry, word = find(work.table, flow_before(work, service, ends))
+    entry, word = _find_now_or_before(work, service, client_flow(work, service, ends), ends)
     backend = value_of(word) & ~CLOSING
     return backend if entry >= 0 and _serves(work, backend, service) else -1
 
@@ -210,6 +200,15 @@ def has_flow(work: Work, backend: int, ends: Ends) -> bool:
     if work.snapshot.services[service][ServiceColumn.AFFINITY] == Affinity.NONE:
         return True
     return bool(home_of(work, service, ends) == backend)
+
+
+@compiled
+def _find_now_or_before(work: Work, service: int, flow: Flow, ends: Ends) -> tuple[int, np.uint64]:
+    """Entry and word of a client's flow, else of that by the affinity that its service had before."""
+    entry, word = find(work.table, flow)
+    if entry < 0 and work.snapshot.services[service][ServiceColumn.BEFORE] >= 0:
+        entry, word = find(work.table, flow_before(work, service, ends))
+    return entry, word
 
 
 @compiled

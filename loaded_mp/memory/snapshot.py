@@ -23,7 +23,6 @@ MAX_LISTENERS = 8192
 MAX_BACKENDS = 8192
 MAX_SLOTS = 1 << 21
 
-
 #: Added to the backend id in the value of a flow that is a connection of which one end has ended it.
 CLOSING = 0x8000
 
@@ -76,8 +75,8 @@ class ServiceColumn(IntEnum):
     ANSWER = 6  #: an Answer
     AFFINITY = 7  #: an Affinity
     PICK = 8  #: a Pick
-    PLUS = 9  #: for Pick.LEAST
-    WEIGHTED = 10  #: for Pick.LEAST: 0: all weights count as 1
+    PLUS = 9  #: added to open flows where they are compared
+    WEIGHTED = 10  #: 0: all weights count as 1 there
     NETWORK_HIGH = 11  #: which bits of a client's address count, as Address128
     NETWORK_LOW = 12
     BEFORE = 13  #: an Affinity by which older flows were entered, or -1
@@ -92,8 +91,8 @@ class Flag(IntEnum):
 
     USABLE = 1  #: its flows stay
     SEVERAL = 2  #: its service has several VIPs: a reply alone does not say which
-    ENDING = 4  #: what one end of its TCP connections sends reaches the other as a reset
-    ENDED = 8  #: what clients send on them is rejected
+    ENDING = 4  #: data that one end of its TCP connections sends reaches the other as a reset
+    ENDED = 8  #: data of backends does no more, and what clients send is rejected
     RESET = 16  #: both of that for its TCP connections, but new ones go elsewhere
     KEEP_TCP = 32  #: its flows stay, though it is not usable, for packets of this protocol
     KEEP_UDP = 64

@@ -11,8 +11,8 @@ class Fate(IntEnum):
 
     DROP = 0
     PASS = 1  #: as it is
-    REJECT = 3  #: as it is, to be answered with a TCP reset or an ICMP error
     PASS_UNLESS_FLOW = 2  #: as it is, unless it may belong to a flow: then nobody could rewrite it
+    REJECT = 3  #: as it is, to be answered with a TCP reset or an ICMP error
 
 
 class Reason(IntEnum):

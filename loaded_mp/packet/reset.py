@@ -56,16 +56,13 @@ def make_reset(packet: Bytes, header: Header, keep_length: bool) -> int:
     3.2). With `keep_length` it carries what it carried, which a reset may (RFC 9293, 3.5.3). Returns the
     offset of the first byte behind it.
     """
+    upper = header.upper
+    packet[upper + 13] = _RST | (signed(packet[upper + 13]) & _ACK)
     if keep_length:
-        flags = signed(packet[header.upper + 13])
-        packet[header.upper + 13] = _RST | (flags & _ACK)
         complete_checksum(packet, header)
         return header.end
-    upper = header.upper
     end = upper + _TCP_HEADER
-    flags = signed(packet[upper + 13])
     packet[upper + 12] = _TCP_HEADER // 4 << 4
-    packet[upper + 13] = _RST | (flags & _ACK)
     write16(packet, upper + 14, 0)
     write16(packet, upper + 18, 0)
     if header.version == 4:

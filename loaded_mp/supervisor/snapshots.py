@@ -26,7 +26,6 @@ PROTOCOLS: dict[Family, dict[str, int]] = {
 }
 _ANY_PROTOCOL, _FIRST_PORT, _LAST_PORT = 0, 0, 65_535
 
-
 #: Affinities that services had before those that they have, by service id.
 Before = Mapping[int, ClientAffinity]
 
@@ -92,11 +91,10 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
             part.id,
             next(iter(part.vips)),
             states[number].flags(part.service.on_down) | (Flag.SEVERAL if len(part.vips) > 1 else 0),
-            0 if states[number].stops and some_go_on else weight,
+            weight,
         )
         for part in parts
-        for some_go_on in [not all(states[number].stops for number in part.backends)]
-        for number, weight in zip(part.backends, weights(part, states), strict=True)
+        for number, weight in zip(part.backends, _shares(part, states), strict=True)
     ]
     addresses = [backend.address for part in parts for backend in part.backends.values()]
     ids, services, vips, flags, effective = np.array(rows, np.int64).reshape(-1, 5).T
@@ -109,6 +107,14 @@ def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[in
     snapshot.backend_weights[:] = 0
     snapshot.backend_weights[ids] = effective
     snapshot.backend_bytes[ids] = _bytes(addresses)
+
+
+def _shares(part: Part, states: Mapping[int, BackendState]) -> list[int]:
+    """The effective weights of a part's backends; those that stop get no new flows while others go on."""
+    stops = [bool(states[number].stops) for number in part.backends]
+    if all(stops):
+        return weights(part, states)
+    return [0 if stop else weight for stop, weight in zip(stops, weights(part, states), strict=True)]
 
 
 def _fill_addresses(snapshot: Snapshot, parts: Sequence[Part]) -> None:
@@ -132,8 +138,8 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before) ->
         service, scheduler = part.service, SCHEDULERS[part.service.scheduler]
         ids = np.fromiter(part.backends, np.uint16, len(part.backends))
         keys = tuple(_key(backend.address) for backend in part.backends.values())
-        weights = tuple(snapshot.backend_weights[ids].tolist())
-        slots = ids[_slots(service.scheduler, weights, keys, service.table_size)]
+        shares = tuple(snapshot.backend_weights[ids].tolist())
+        slots = ids[_slots(service.scheduler, shares, keys, service.table_size)]
         snapshot.slots[at : at + slots.size] = slots
         snapshot.services[part.id] = (
             at,

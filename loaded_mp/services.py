@@ -86,6 +86,11 @@ class Services:
         """The part of each backend id."""
         return {number: part for part in self.parts for number in part.backends}
 
+    def key(self, number: int) -> BackendKey:
+        """Who has a backend id."""
+        part = self.part_of[number]
+        return part.service.name, part.backends[number].address
+
     def of_family(self, family: Family) -> tuple[Part, ...]:
         """The parts of a family."""
         return tuple(part for part in self.parts if part.family == family)

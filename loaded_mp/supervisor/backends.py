@@ -14,7 +14,7 @@ from loaded_mp.forwarding.forwarding import Forwarding
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
-from loaded_mp.services import BackendKey, Ids, Part, Services
+from loaded_mp.services import Ids, Part, Services
 from loaded_mp.supervisor.handover import Adopted, write_state
 from loaded_mp.supervisor.overlay import Overlay
 from loaded_mp.supervisor.quorum import Quorum
@@ -137,16 +137,6 @@ class Backends:
             )
         if after.quorum is not None and after.quorum is not before.quorum:
             self.quorum.tell(part, after.quorum)
-
-    def matching(self, backend: str, service: str | None) -> list[BackendKey]:
-        """Those with this name or address, in the service if one is named."""
-        return [
-            (part.service.name, each.address)
-            for part in self.services.parts
-            if service in (None, part.service.name)
-            for each in part.backends.values()
-            if backend in (each.name, str(each.address))
-        ]
 
     def fault(self, service: str, address: Address) -> str | None:
         """Why a backend of a service is down; None: it is up, or there is none."""

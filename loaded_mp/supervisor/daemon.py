@@ -13,7 +13,7 @@ from loaded_mp import worker
 from loaded_mp.checks.runner import Result, Runner
 from loaded_mp.config.model import Backend, Config
 from loaded_mp.config.saving import Unsaved
-from loaded_mp.control.commands import Commands
+from loaded_mp.control.commands import CommandError, Commands
 from loaded_mp.control.server import control_socket, group_number, serve_control
 from loaded_mp.discovery.finder import Finder
 from loaded_mp.fields import Address, Interface, Network, Protocol
@@ -348,11 +348,11 @@ class Daemon:
 
     async def remove(self, backend: str, service: str | None) -> Outcome:
         """Take the backends with this name or address out of their services, or of the one that is named."""
-        keys = self.backends.matching(backend, service)
-        if not keys:
-            where = f" in service {service!r}" if service else ""
-            return Outcome(mistakes=(f"there is no backend {backend!r}{where}; see 'loaded-mp status'",))
-        return await self._reload.remove_all(keys)
+        try:
+            numbers = self.steering.named(backend, service)
+        except CommandError as error:
+            return Outcome(mistakes=(str(error),))
+        return await self._reload.remove_all([self.backends.services.key(number) for number in numbers])
 
     def unsaved(self) -> Unsaved:
         """What was changed at run time, and the file that it may be written into."""

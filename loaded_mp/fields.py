@@ -60,6 +60,8 @@ Protocol = Literal["tcp", "udp", "icmp"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
+MAX_WEIGHT = 65_535
+Weight = Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
 
 
 def _interface_name(name: str) -> str:

@@ -3,8 +3,7 @@
 import click
 
 from loaded_mp.cli.steering import backend_options, say, steer
-
-_HIGHEST = 65_535
+from loaded_mp.fields import MAX_WEIGHT
 
 
 @click.command("weight")
@@ -21,6 +20,6 @@ def command(backend: str, weight: int | None, service: str | None) -> None:
 def _number(text: str) -> int | None:
     if text == "default":
         return None
-    if not text.isdecimal() or int(text) > _HIGHEST:
-        raise click.BadParameter(f"expected a number from 0 to {_HIGHEST}, or default")
+    if not text.isdecimal() or int(text) > MAX_WEIGHT:
+        raise click.BadParameter(f"expected a number from 0 to {MAX_WEIGHT}, or default")
     return int(text)

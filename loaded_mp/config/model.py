@@ -30,6 +30,7 @@ from loaded_mp.fields import (
     NetworkField,
     Seconds,
     Settings,
+    Weight,
     one_of,
 )
 from loaded_mp.forwarding import FORWARDINGS
@@ -95,7 +96,7 @@ class Backend(Settings):
     """A machine that answers for a service."""
 
     address: AddressField
-    weight: int = Field(default=1, ge=0, le=65_535)
+    weight: Weight = 1
     name: str = ""  #: for people; the address where it is empty
     check_address: AddressField | None = None  #: who is asked in its place; None: itself
     discovered: bool = False  #: it leaves when it vanishes
@@ -109,7 +110,7 @@ class Discovery(Settings):
     networks: tuple[NetworkField, ...] = ()  #: who is in them may join; empty: `network.backend_networks`
     allow: tuple[NetworkField, ...] = ()  #: of those, who may; empty: all
     most: int = Field(default=64, ge=1, le=1_024)  #: machines that are members at a time
-    weight: int = Field(default=1, ge=0, le=65_535)  #: that they get
+    weight: Weight = 1  #: that they get
     fall: int = Field(default=3, ge=1, le=100)  #: rounds in a row without an answer until one leaves
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from loaded_mp.config.model import Backend, Config
 from loaded_mp.config.saving import Unsaved
-from loaded_mp.fields import Address, AddressField, Network, NetworkField, Port, Protocol
+from loaded_mp.fields import Address, AddressField, Network, NetworkField, Port, Protocol, Weight
 from loaded_mp.status import (
     CheckStatus,
     Event,
@@ -19,7 +19,6 @@ from loaded_mp.status import (
     Wanted,
 )
 
-Weight = Annotated[int, Field(ge=0, le=65_535)]
 #: So many flows are listed at the most.
 MOST_FLOWS = 1_000
 Most = Annotated[int, Field(ge=0, le=MOST_FLOWS)]

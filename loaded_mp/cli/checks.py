@@ -3,7 +3,8 @@
 import click
 from pydantic import TypeAdapter
 
-from loaded_mp.control.client import ControlError, ask
+from loaded_mp.cli.asking import answer_to
+from loaded_mp.cli.table import named
 from loaded_mp.status import CheckStatus
 
 _LIST = TypeAdapter(list[CheckStatus])
@@ -16,10 +17,7 @@ _LIST = TypeAdapter(list[CheckStatus])
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 def command(backend: str | None, service: str | None, failing: bool, as_json: bool) -> None:
     """Show what checks found the last time, how long ago, and how long it took; of one BACKEND or of all."""
-    try:
-        found = ask("checks", list[CheckStatus], backend=backend, service=service)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    found = answer_to("checks", list[CheckStatus], backend=backend, service=service)
     found = [each for each in found if not (failing and each.passed is not False)]
     if as_json:
         click.echo(_LIST.dump_json(found, indent=2))
@@ -27,7 +25,7 @@ def command(backend: str | None, service: str | None, failing: bool, as_json: bo
     last = ("", "", "")
     for each in found:
         if last != (last := (each.service, each.backend, each.address)):
-            click.echo(f"{each.service} {each.backend}" + f" {each.address}" * (each.address != each.backend))
+            click.echo(f"{each.service} {named(each.backend, each.address)}")
         click.echo(f"  {_line(each)}")
     if not found:
         click.echo("no check has failed" if failing else "nothing is checked")

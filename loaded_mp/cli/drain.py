@@ -5,8 +5,8 @@ import time
 
 import click
 
+from loaded_mp.cli.asking import answer_to
 from loaded_mp.cli.steering import backend_options, say, steer
-from loaded_mp.control.client import ControlError, ask
 from loaded_mp.status import ServiceStatus, Status, Wanted
 
 _POLL_S = 1.0
@@ -50,10 +50,7 @@ def _left(services: list[ServiceStatus]) -> int:
 
 def _again(before: list[ServiceStatus]) -> list[ServiceStatus]:
     """What the same backends are now. Nobody is told to drain again: that may have been taken back."""
-    try:
-        services = ask("status", Status, service=before[0].name).services
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    services = answer_to("status", Status, service=before[0].name).services
     addresses = {each.address for service in before for each in service.backends}
     return [
         service.model_copy(

@@ -4,7 +4,8 @@ from textwrap import wrap
 
 import click
 
-from loaded_mp.control.client import ControlError, ask
+from loaded_mp.cli.asking import answer_to
+from loaded_mp.cli.table import named
 from loaded_mp.status import CandidateStatus, Explanation
 
 #: Of many backends the first are shown.
@@ -23,10 +24,7 @@ def command(source: str, vip: str, protocol: str, port: int | None, as_json: boo
 
     The packet begins something: a TCP connection, a query, a ping.
     """
-    try:
-        found = ask("explain", Explanation, source=source, vip=vip, protocol=protocol, port=port)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    found = answer_to("explain", Explanation, source=source, vip=vip, protocol=protocol, port=port)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(lines(found)))
 
 
@@ -52,10 +50,9 @@ def _lines(found: Explanation) -> list[str]:
         said.append(f"          and {len(found.candidates) - _SHOWN:,} more")
     if not found.backend:
         return [*said, f"goes to   nowhere: {found.why}"]
-    named = found.backend if found.backend == found.address else f"{found.backend} {found.address}"
     return [
         *said,
-        f"goes to   {named}: {found.why}",
+        f"goes to   {named(found.backend, found.address)}: {found.why}",
         f"addresses (forwarding {found.forwarding})",
         f"          destination {found.vip} becomes {found.address}",
         f"          in replies source {found.address} becomes {found.vip}",
@@ -63,6 +60,5 @@ def _lines(found: Explanation) -> list[str]:
 
 
 def _candidate(each: CandidateStatus) -> str:
-    named = each.name if each.name == each.address else f"{each.name} {each.address}"
     left_out = f", {each.left_out}" if each.left_out else ""
-    return f"          {named}: {each.effective_weight}/{each.weight}{left_out}"
+    return f"          {named(each.name, each.address)}: {each.effective_weight}/{each.weight}{left_out}"

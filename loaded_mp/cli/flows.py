@@ -2,7 +2,8 @@
 
 import click
 
-from loaded_mp.control.client import ControlError, ask
+from loaded_mp.cli.asking import answer_to
+from loaded_mp.cli.table import named
 from loaded_mp.control.commands import MOST_FLOWS
 from loaded_mp.status import FlowsStatus, FlowStatus
 
@@ -19,17 +20,8 @@ def command(source: str | None, backend: str | None, service: str | None, count:
     A flow of which only one packet came is forgotten first (unconfirmed_s): whether that is so cannot be told
     of one that has less time left than that.
     """
-    try:
-        found = ask(
-            "flows",
-            FlowsStatus,
-            source=source,
-            backend=backend,
-            service=service,
-            most=0 if count else MOST_FLOWS,
-        )
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    most = 0 if count else MOST_FLOWS
+    found = answer_to("flows", FlowsStatus, source=source, backend=backend, service=service, most=most)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
     elif count:
@@ -55,7 +47,7 @@ def show(found: FlowsStatus) -> None:
 
 
 def _line(flow: FlowStatus) -> str:
-    to = flow.backend if flow.backend == flow.address else f"{flow.backend} {flow.address}"
+    to = named(flow.backend, flow.address)
     unsure = "" if flow.confirmed else ", may be unconfirmed"
     left = f"{flow.left_s:,} s left{unsure}"
     line = f"  {flow.source:<15} -> {to:<26} {left}"

@@ -2,8 +2,8 @@
 
 import click
 
+from loaded_mp.cli.asking import answer_to
 from loaded_mp.cli.flows import show
-from loaded_mp.control.client import ControlError, ask
 from loaded_mp.status import FlowsStatus
 
 
@@ -18,8 +18,4 @@ def command(source: str, backend: str, service: str | None) -> None:
     that it had: that one gets no packet of them any more, and BACKEND resets them. Where the kernel's NAT
     writes the addresses (forwarding = "conntrack"), its connections stay, and new ones go to BACKEND.
     """
-    try:
-        now = ask("move", FlowsStatus, source=source, backend=backend, service=service)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
-    show(now)
+    show(answer_to("move", FlowsStatus, source=source, backend=backend, service=service))

@@ -2,9 +2,9 @@
 
 import click
 
+from loaded_mp.cli.asking import answer_to
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.saving import Unsaved, save
-from loaded_mp.control.client import ControlError, ask
 
 
 @click.command("save")
@@ -15,10 +15,7 @@ def command() -> None:
     of the file that no reload has taken over yet. The file as it was is kept beside it, as
     FILE.toml.before-save.
     """
-    try:
-        unsaved = ask("unsaved", Unsaved)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    unsaved = answer_to("unsaved", Unsaved)
     for line in unsaved.lines():
         click.echo(line)
     if unsaved.file is None:

@@ -1,14 +1,15 @@
 """loaded-mp status: what the running daemon does, in one screen."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from loaded_mp.cli.asking import answer_to
 from loaded_mp.cli.ipvsadm import ipvsadm
 from loaded_mp.cli.table import duration, named, narrowed, services_text
-from loaded_mp.control.client import ControlError, ask
 from loaded_mp.network.tracking import FULL_PERCENT
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.status import Status, WorkerStatus
@@ -17,12 +18,24 @@ from loaded_mp.status import Status, WorkerStatus
 _PLAIN_WIDTH = 160
 
 
+def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the argument `service` and the options `backend` and `idle`, as `chosen` takes them."""
+    backend = click.option(
+        "-b", "--backend", default="", metavar="TEXT", help="Backends whose name or address contains it."
+    )
+    idle = click.option(
+        "--idle", is_flag=True, help="Backends that get no new flows: down, drained, of weight 0."
+    )
+    return click.argument("service", required=False)(backend(idle(function)))
+
+
+def chosen(service: str | None, backend: str, idle: bool) -> Status:
+    """The status with those services and backends alone. Ends the program if the daemon does not answer."""
+    return narrowed(answer_to("status", Status, service=service), backend, idle)
+
+
 @click.command("status")
-@click.argument("service", required=False)
-@click.option(
-    "-b", "--backend", default="", metavar="TEXT", help="Backends whose name or address contains it."
-)
-@click.option("--idle", is_flag=True, help="Backends that get no new flows: down, drained, of weight 0.")
+@choice_options
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 @click.option("--ipvsadm", "as_ipvsadm", is_flag=True, help="As ipvsadm -L -n --stats, then --rate.")
 def command(service: str | None, backend: str, idle: bool, as_json: bool, as_ipvsadm: bool) -> None:
@@ -31,10 +44,7 @@ def command(service: str | None, backend: str, idle: bool, as_json: bool, as_ipv
     With SERVICE only that one. Figures of a backend are totals, and below them those of a second, as they
     were within the last five. A weight is the one that it has now and the configured one.
     """
-    try:
-        now = narrowed(ask("status", Status, service=service), backend, idle)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    now = chosen(service, backend, idle)
     if as_json:
         click.echo(now.model_dump_json(indent=2))
     elif as_ipvsadm:
@@ -104,7 +114,8 @@ def _down(now: Status) -> Iterator[str]:
     for service in now.services:
         for each in service.backends:
             if not each.up:
-                yield f"down: {service.name} {named(each)} for {duration(each.since_s)}: {each.cause}"
+                name = named(each.name, each.address)
+                yield f"down: {service.name} {name} for {duration(each.since_s)}: {each.cause}"
 
 
 def _drops(worker: WorkerStatus) -> dict[str, int]:

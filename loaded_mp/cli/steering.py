@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from loaded_mp.cli.asking import answer_to
 from loaded_mp.cli.table import duration, named
-from loaded_mp.control.client import ControlError, ask
 from loaded_mp.status import ServiceStatus
 
 
@@ -18,10 +18,7 @@ def backend_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def steer(word: str, **arguments: object) -> list[ServiceStatus]:
     """Give a command about backends; what they are now. Ends the program if the daemon refuses."""
-    try:
-        return ask(word, list[ServiceStatus], **arguments)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    return answer_to(word, list[ServiceStatus], **arguments)
 
 
 def say(services: Iterable[ServiceStatus]) -> None:
@@ -30,6 +27,6 @@ def say(services: Iterable[ServiceStatus]) -> None:
         for each in service.backends:
             down = "" if each.up else f", down for {duration(each.since_s)}: {each.cause}"
             click.echo(
-                f"{service.name} {named(each)}: {each.wanted}, weight {each.effective_weight}/{each.weight},"
-                f" {each.flows:,} flows{down}"
+                f"{service.name} {named(each.name, each.address)}: {each.wanted},"
+                f" weight {each.effective_weight}/{each.weight}, {each.flows:,} flows{down}"
             )

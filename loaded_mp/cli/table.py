@@ -50,9 +50,9 @@ def services_text(services: Iterable[ServiceStatus]) -> Text:
     return text
 
 
-def named(backend: BackendStatus) -> str:
-    """Its name and address, once if they are the same."""
-    return backend.name if backend.name == backend.address else f"{backend.name} {backend.address}"
+def named(name: str, address: str) -> str:
+    """A backend's name and address, once if they are the same."""
+    return name if name == address else f"{name} {address}"
 
 
 def duration(seconds: float) -> str:
@@ -81,7 +81,7 @@ def _backend(backend: BackendStatus) -> Text:
         seconds += [f"{_count(rates[f'{direction}_packets'])}/s", f"{_size(rates[f'{direction}_bytes'])}/s"]
     said = f"  {state(backend)}, weight {backend.effective_weight}/{backend.weight}"
     colour = "bold red" if not backend.up else "yellow" if backend.wanted is not Wanted.READY else "green"
-    text = Text(f"{_row(named(backend), *totals)}\n{_row(said, *seconds)}\n")
+    text = Text(f"{_row(named(backend.name, backend.address), *totals)}\n{_row(said, *seconds)}\n")
     text.highlight_words([said], colour)
     return text
 

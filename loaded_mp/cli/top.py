@@ -12,18 +12,12 @@ import click
 from rich.live import Live
 from rich.text import Text
 
-from loaded_mp.cli.status import a_console
-from loaded_mp.cli.table import narrowed, services_text
-from loaded_mp.control.client import ControlError, ask
-from loaded_mp.status import Status
+from loaded_mp.cli.status import a_console, choice_options, chosen
+from loaded_mp.cli.table import services_text
 
 
 @click.command("top")
-@click.argument("service", required=False)
-@click.option(
-    "-b", "--backend", default="", metavar="TEXT", help="Backends whose name or address contains it."
-)
-@click.option("--idle", is_flag=True, help="Backends that get no new flows: down, drained, of weight 0.")
+@choice_options
 @click.option("-d", "--delay", "delay_s", type=click.FloatRange(0.2, 3_600), default=1.0, show_default=True,
               metavar="SECONDS", help="From one look to the next.")  # fmt: skip
 def command(service: str | None, backend: str, idle: bool, delay_s: float) -> None:
@@ -43,10 +37,7 @@ def command(service: str | None, backend: str, idle: bool, delay_s: float) -> No
 
 
 def _picture(service: str | None, backend: str, idle: bool) -> Text:
-    try:
-        now = narrowed(ask("status", Status, service=service), backend, idle)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    now = chosen(service, backend, idle)
     text = Text(f"loaded-mp {now.version}, up {now.uptime_s:,.0f} s, {now.flow_table.used:,} flows; q ends\n")
     return text.append_text(services_text(now.services))
 

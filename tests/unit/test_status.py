@@ -51,7 +51,7 @@ def test_what_a_status_is_made_of_needs_nothing_that_is_slow() -> None:
 
 def test_the_command_prints_addresses_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     now = with_backends(BACKEND.model_copy(update={"address": "2001:db8:a:1::b:ab:1"}))
-    monkeypatch.setattr(screen, "ask", lambda *_, **__: now)
+    monkeypatch.setattr(screen, "answer_to", lambda *_, **__: now)
     assert "web1 2001:db8:a:1::b:ab:1" in CliRunner().invoke(screen.command, []).stdout
     assert CliRunner().invoke(screen.command, ["--json"]).stdout == now.model_dump_json(indent=2) + "\n"
 

@@ -1,7 +1,8 @@
-"""A client's connection that lasts."""
+"""Clients' connections that last."""
 
 import sys
 
+from loaded_mp.lab.clients import KINDS
 from loaded_mp.lab.lab import Lab
 from loaded_mp.lab.namespace import Namespace
 from loaded_mp.lab.speaker import PORT
@@ -104,3 +105,21 @@ class Line:
         assert self._process.stdin
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
+
+
+class Clients:
+    """Connections of all sources of a VIP's family, see lab/clients.py."""
+
+    def __init__(self, lab: Lab, vip: str, mib: int) -> None:
+        """`mib`: the size of /big. They are there when this returns."""
+        sources = lab.sources(vip)
+        self._process = lab.client.talk(
+            sys.executable, "-m", "loaded_mp.lab.clients", vip, str(mib << 20), *sources
+        )
+        assert self._process.stdout
+        assert self._process.stdout.readline() == f"{KINDS * len(sources)}\n"
+
+    def served(self) -> str:
+        """Let all come to their ends: how many were served throughout, and what became of others."""
+        said, _ = self._process.communicate("\n", timeout=90)
+        return said.strip()

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ from loaded_mp.lab.backend import Backend
 from loaded_mp.lab.clients import KINDS
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
-from loaded_mp.lab.talk import Talk
+from loaded_mp.lab.talk import Clients, Talk
 from loaded_mp.lab.wait import wait_until
 
 SOURCES = 100
@@ -26,21 +25,6 @@ def lab() -> Iterator[Lab]:
     with Lab(Options(sources=SOURCES)) as lab:
         lab.big_file(BIG_MIB)
         yield lab
-
-
-class Clients:
-    """Connections that last: downloads, uploads, those on which servers speak, and idle ones."""
-
-    def __init__(self, lab: Lab, vip: str) -> None:
-        words = (sys.executable, "-m", "loaded_mp.lab.clients", vip, str(BIG_MIB << 20))
-        self._process = lab.client.talk(*words, *lab.sources(vip))
-        assert self._process.stdout
-        assert self._process.stdout.readline() == f"{KINDS * SOURCES}\n"
-
-    def all_served(self) -> None:
-        """Let all come to their ends; they must have been served throughout."""
-        said, _ = self._process.communicate("\n", timeout=90)
-        assert said == f"{KINDS * SOURCES} []\n"
 
 
 def restart(lab: Lab, daemon: Daemon) -> Daemon:
@@ -71,7 +55,7 @@ def test_connections_go_on(lab: Lab, forwarding: str, again: Callable[[Lab, Daem
     path.write_text(config)
     daemon = lab.start_daemon("-c", str(path)).ready()
     homes = {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS}
-    clients = [Clients(lab, vip) for vip in VIPS]
+    clients = [Clients(lab, vip, BIG_MIB) for vip in VIPS]
     ping = lab.client.talk("ping", "-D", "-i", "0.01", VIPS[0])
     before = daemon.status()
     rules = lab.balancer.run("iptables-save").stdout.count("LOADED")
@@ -80,8 +64,7 @@ def test_connections_go_on(lab: Lab, forwarding: str, again: Callable[[Lab, Daem
     ping.send_signal(signal.SIGINT)
     said, _ = ping.communicate(timeout=10)
     lab.let_backends_speak()
-    for each in clients:
-        each.all_served()
+    assert [each.served() for each in clients] == [f"{KINDS * SOURCES} []"] * len(VIPS)
     assert {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS} == homes
     assert " 0% packet loss" in said
     assert longest_gap_ms(said) < 300
@@ -117,12 +100,11 @@ def test_many_hand_overs_leave_what_one_leaves(lab: Lab) -> None:
 
     restart(lab, daemon)
     first = figures()
-    clients = [Clients(lab, vip) for vip in VIPS]
+    clients = [Clients(lab, vip, BIG_MIB) for vip in VIPS]
     for _ in range(HAND_OVERS):
         restart(lab, daemon)
     lab.let_backends_speak()
-    for each in clients:
-        each.all_served()
+    assert [each.served() for each in clients] == [f"{KINDS * SOURCES} []"] * len(VIPS)
     assert figures() == first
     daemon.stop()
 
@@ -133,14 +115,13 @@ def test_another_number_of_workers_goes_on(lab: Lab, again: Callable[[Lab, Daemo
     path = lab.folder / f"number-{again.__name__}.toml"
     path.write_text(lab.config(workers=2))
     daemon = lab.start_daemon("-c", str(path)).ready()
-    clients = [Clients(lab, vip) for vip in VIPS]
+    clients = [Clients(lab, vip, BIG_MIB) for vip in VIPS]
     for workers in (3, 1):
         path.write_text(lab.config(workers=workers))
         daemon = again(lab, daemon)
         wait_until(lambda: len(daemon.status().workers) == workers, f"{workers} workers")  # noqa: B023
     lab.let_backends_speak()
-    for each in clients:
-        each.all_served()
+    assert [each.served() for each in clients] == [f"{KINDS * SOURCES} []"] * len(VIPS)
     assert "event=started-afresh" not in daemon.log
     daemon.stop()
 

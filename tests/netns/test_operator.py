@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import subprocess
-import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from loaded_mp.control.commands import COMMANDS, Commands
 from loaded_mp.lab.clients import KINDS
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIPS, Lab, Options
-from loaded_mp.lab.talk import Talk
+from loaded_mp.lab.talk import Clients, Talk
 from loaded_mp.lab.wait import wait_until
 
 SOURCES = 125
@@ -58,10 +57,7 @@ def who(answers: dict[str, list[str]]) -> set[str]:
 
 def test_draining_breaks_no_connection_and_brings_no_new_client(lab: Lab, daemon: Daemon) -> None:
     # The first half of the sources are clients; the others come later.
-    words = (sys.executable, "-m", "loaded_mp.lab.clients", VIP4, str(1 << 20))
-    clients = lab.client.talk(*words, *lab.sources4)
-    assert clients.stdout
-    assert clients.stdout.readline() == f"{KINDS * SOURCES}\n"
+    clients = Clients(lab, VIP4, 1)
     before = daemon.backends()["10.0.0.1"].flows
     assert before > SOURCES / 5
     assert say(lab, "drain", "backend1").splitlines() == [
@@ -72,8 +68,7 @@ def test_draining_breaks_no_connection_and_brings_no_new_client(lab: Lab, daemon
     done = lab.balancer.run(loaded_mp(), "drain", "10.0.0.1", "--wait", "0.1", check=False)
     assert (done.returncode, done.stderr) == (1, f"after 0.1 s {before} flows are left; they stay\n")
     lab.let_backends_speak()
-    said, _ = clients.communicate("\n", timeout=90)
-    assert said == f"{KINDS * SOURCES} []\n"
+    assert clients.served() == f"{KINDS * SOURCES} []"
     assert daemon.backends()["10.0.0.1"].flows == before
 
 

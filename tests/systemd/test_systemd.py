@@ -3,7 +3,6 @@
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ from systemd.machine import Machine, booted, missing
 from loaded_mp.lab.clients import KINDS
 from loaded_mp.lab.daemon import loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options
-from loaded_mp.lab.talk import Talk
+from loaded_mp.lab.talk import Clients, Talk
 from loaded_mp.lab.wait import wait_until
 
 pytestmark = [
@@ -66,21 +65,6 @@ def running(machine: Machine, config: str) -> Iterator[Machine]:
     yield machine
     machine.run("systemctl", "stop", "loaded-mp")
     assert not machine.processes()
-
-
-class Clients:
-    """Connections that last: downloads, uploads, those on which servers speak, and idle ones."""
-
-    def __init__(self, lab: Lab, vip: str) -> None:
-        words = (sys.executable, "-m", "loaded_mp.lab.clients", vip, str(BIG_MIB << 20))
-        self._process = lab.client.talk(*words, *lab.sources(vip))
-        assert self._process.stdout
-        assert self._process.stdout.readline() == f"{KINDS * SOURCES}\n"
-
-    def served(self) -> str:
-        """Let all come to their ends: how many were served throughout, and what became of others."""
-        said, _ = self._process.communicate("\n", timeout=90)
-        return said.strip()
 
 
 def restart(machine: Machine) -> None:
@@ -138,7 +122,7 @@ def test_nobody_notices(
 ) -> None:
     homes = {vip: lab.answers("http", vip, 1, lab.sources(vip)) for vip in VIPS}
     before, rules = running.processes(), lab.balancer.run("iptables-save").stdout.count("LOADED")
-    clients = [Clients(lab, vip) for vip in VIPS]
+    clients = [Clients(lab, vip, BIG_MIB) for vip in VIPS]
     pings = [Ping(lab, vip) for vip in VIPS]
     logged = len(running.log())
     disturb(running)

@@ -7,10 +7,19 @@ found.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-from loaded_mp.forwarding.forwarding import Chain, Counted, Family, Forwarding, Side, unmarked
+from loaded_mp.forwarding.forwarding import (
+    Chain,
+    Counted,
+    Family,
+    Forwarding,
+    Left,
+    Place,
+    Side,
+    unmarked,
+)
 from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
@@ -75,6 +84,20 @@ class Conntrack(Forwarding):
         from loaded_mp.network.conntrack import forget_connections  # noqa: PLC0415 (names need no netlink)
 
         forget_connections(BACKEND + backend)
+
+    def take_over(self, place: Place, left: Iterable[Left]) -> None:
+        """Enter them as translated: where only the backend speaks, no first packet would come to a worker."""
+        from loaded_mp.network.conntrack import translate_connections  # noqa: PLC0415 (names need no netlink)
+
+        marks = {address: BACKEND + backend for backend, address in place.backends.items()}
+        translate_connections(
+            (
+                (connection, vip, marks[connection.backend])
+                for connection, vip in left
+                if connection.port and connection.backend in marks
+            ),
+            place.family,
+        )
 
 
 def _translating(side: Side) -> Iterator[str]:

@@ -3,12 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from loaded_mp.fields import Address, Listener, Network
 from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network.rules import errors, limits, words
+
+if TYPE_CHECKING:
+    from loaded_mp.network.conntrack import Connection
 
 Family = Literal[4, 6]
 
@@ -30,6 +33,19 @@ class Side:
     clients_interface: str | None  #: on which only clients are, if there is such a one
     narrow_mtu: int | None  #: of the way to the backends, where it is smaller than that to the clients
     long_packets: bool  #: whether packets may be longer than a queue's message can be
+
+
+class Place(NamedTuple):
+    """One family of a service, whose connections go on in another way."""
+
+    family: Family
+    listen: tuple[Listener, ...]  #: empty: everything
+    vips: Mapping[int, Address]  #: by VIP id
+    backends: Mapping[int, Address]  #: by backend id
+
+
+#: A connection and the VIP by which it came.
+Left = tuple["Connection", Address]
 
 
 class Chain(NamedTuple):
@@ -61,13 +77,17 @@ class Forwarding(ABC):
         """What others than workers counted since their counters began, by backend id. Raises NetworkError."""
         return {}
 
-    def leave(self, vips: Iterable[int], backends: Iterable[int]) -> None:
-        """Let go of the connections of these ids, which another way of forwarding goes on with.
+    def leave(self, place: Place) -> Iterable[Left]:
+        """Let go of connections, which another way of forwarding goes on with: which it has to be told of.
 
         Raises NetworkError.
         """
-        for backend in backends:
+        for backend in place.backends:
             self.forget(backend)
+        return ()
+
+    def take_over(self, place: Place, left: Iterable[Left]) -> None:  # noqa: B027 (most find them by flows)
+        """Go on with the connections that another way of forwarding has left. Raises NetworkError."""
 
     def forget(self, backend: int) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of the connections that others than workers hold for a backend id. Raises NetworkError."""
@@ -90,3 +110,10 @@ def unmarked(side: Side) -> Iterator[str]:
     listeners = dict.fromkeys(listener for each in side.vips.values() for listener in each)
     matches = limits(tuple(listeners) if all(side.vips.values()) else (), side.family, "sport")
     yield from (words(f"-s {network}", match, side.queue) for network in side.networks for match in matches)
+
+
+def answers(listen: Iterable[Listener], protocol: int, port: int) -> bool:
+    """Whether one of these listeners answers a protocol (IANA number) and port."""
+    name = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}.get(protocol)
+    fits = [each.protocol == name and each.first_port <= port <= each.last_port for each in listen]
+    return any(fits) or not fits

@@ -10,11 +10,11 @@ Port matches rely on whole packets: the conntrack match in LOADED-POSTROUTING ma
 fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 from loaded_mp.fields import Address
-from loaded_mp.forwarding.forwarding import Chain, Forwarding, Side, unmarked
+from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side, answers, unmarked
 from loaded_mp.memory.marks import MISPLACED, VIP, VIP_MASK, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network.rules import HEADERS, LONGEST_PACKET, errors, limits, link_messages, words
@@ -46,12 +46,23 @@ class Rewrite(Forwarding):
         yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", tuple(_requests(side)), "packets for VIPs")
         yield Chain("raw", "OUTPUT", "LOADED-OUTPUT", tuple(_for_vips(side)), _OWN_REQUESTS)
 
-    def leave(self, vips: Iterable[int], backends: Iterable[int]) -> None:
-        """Delete the connections of these VIPs, lest the kernel take them for others than the clients'."""
-        from loaded_mp.network.conntrack import forget_connections  # noqa: PLC0415 (names need no netlink)
+    def leave(self, place: Place) -> list[Left]:
+        """Delete the connections, lest the kernel take them for others than the clients'."""
+        from loaded_mp.network.conntrack import (  # noqa: PLC0415 (names need no netlink)
+            connections_with,
+            delete_connections,
+        )
 
-        for vip in vips:
-            forget_connections(VIP + vip)
+        backends = set(place.backends.values())
+        left = [
+            (connection, address)
+            for vip, address in place.vips.items()
+            for known in connections_with(VIP + vip, place.family)
+            for connection in (known, known.turned)
+            if connection.backend in backends and answers(place.listen, connection.protocol, connection.port)
+        ]
+        delete_connections((connection for connection, _ in left), place.family)
+        return left
 
 
 def _requests(side: Side) -> Iterator[str]:

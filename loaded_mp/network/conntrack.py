@@ -1,28 +1,177 @@
-"""The kernel's table of connections, by netlink."""
+"""The kernel's table of connections, by netlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h)."""
 
+import errno
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from typing import Any, TypeVar
 
 from pyroute2 import NFCTSocket
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.nfnetlink.nfctsocket import (
+    IP_CT_TCP_FLAG_BE_LIBERAL,
+    IPS_ASSURED,
+    IPS_CONFIRMED,
+    IPS_SEEN_REPLY,
+    NFCTAttrTuple,
+)
 
+from loaded_mp.fields import Address
 from loaded_mp.network.errors import NetworkError
 
+Result = TypeVar("Result")
+
 _WHOLE_MARK = 0xFFFF_FFFF
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+#: The mask and the flags: windows were not seen from the beginning, so none is too far out.
+_LIBERAL = {"value": (IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_BE_LIBERAL)}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A connection between a client and a backend, as the kernel knows it without a translation."""
+
+    original: NFCTAttrTuple  #: client to backend
+    reply: NFCTAttrTuple  #: backend to whom it takes for its client
+    status: int  #: IPS_*
+    timeout_s: int
+    tcp_state: int | None
+
+    @property
+    def protocol(self) -> int:
+        """IANA number."""
+        return int(self.original.proto)
+
+    @property
+    def backend(self) -> Address:
+        """Whom the client speaks to."""
+        return ip_address(self.original.daddr)
+
+    @property
+    def port(self) -> int:
+        """Of the backend; 0 where the protocol has none."""
+        return self.original.dport or 0
+
+    @property
+    def turned(self) -> "Connection":
+        """The same, of which the kernel saw a word of the other end first."""
+        return replace(self, original=self.reply, reply=self.original)
 
 
 def forget_connections(mark: int) -> None:
     """Delete all connections with this mark. Raises NetworkError if the kernel refuses."""
 
     def flush() -> None:
-        with NFCTSocket() as connections:
-            connections.flush(mark=mark, mark_mask=_WHOLE_MARK)
+        with NFCTSocket() as table:
+            table.flush(mark=mark, mark_mask=_WHOLE_MARK)
 
+    _asked(flush, f"connections with mark {mark:#x} cannot be deleted")
+
+
+def connections_with(mark: int, version: int) -> list[Connection]:
+    """The connections of a family that have this mark. Raises NetworkError if the kernel refuses."""
+
+    def read() -> list[Connection]:
+        with NFCTSocket(_FAMILIES[version]) as table:
+            return [_connection(version, each) for each in table.dump(mark=mark)]
+
+    return _asked(read, f"connections with mark {mark:#x} cannot be read")
+
+
+def delete_connections(connections: Iterable[Connection], version: int) -> None:
+    """Delete these, which are of one family. Raises NetworkError if the kernel refuses."""
+
+    def delete() -> None:
+        with NFCTSocket(_FAMILIES[version]) as table:
+            for each in connections:
+                _unless(errno.ENOENT, table, "del", tuple_orig=each.original)
+
+    _asked(delete, "connections cannot be deleted")
+
+
+def translate_connections(connections: Iterable[tuple[Connection, Address, int]], version: int) -> None:
+    """Enter connections of one family, each with the VIP by which its client goes on, and a mark.
+
+    They are as if the kernel's NAT had translated them from the beginning. Those that the client has begun
+    anew meanwhile stay as they are. Raises NetworkError if the kernel refuses.
+    """
+
+    def enter() -> None:
+        with NFCTSocket(_FAMILIES[version]) as table:
+            for connection, vip, mark in connections:
+                _unless(errno.EEXIST, table, "add", **_translated(connection, vip, mark, version))
+
+    _asked(enter, "connections cannot be entered")
+
+
+def _translated(connection: Connection, vip: Address, mark: int, version: int) -> Mapping[str, Any]:
+    before, reply = connection.original, connection.reply
+    family, protocol, port = _FAMILIES[version], connection.protocol, before.dport
+    original = NFCTAttrTuple(family, before.saddr, str(vip), protocol, before.sport, port)
+    fields = {
+        "tuple_orig": original,
+        "tuple_reply": original.reverse(),
+        "status": connection.status & (IPS_SEEN_REPLY | IPS_ASSURED) | IPS_CONFIRMED,
+        "timeout": connection.timeout_s,
+        "mark": mark,
+        "nat_dst": _nat(version, before.daddr, port),
+    }
+    if (reply.daddr, reply.dport) != (before.saddr, before.sport):
+        fields["nat_src"] = _nat(version, reply.daddr, reply.dport)
+    if connection.tcp_state is not None:
+        state = [
+            ["CTA_PROTOINFO_TCP_STATE", connection.tcp_state],
+            ["CTA_PROTOINFO_TCP_FLAGS_ORIGINAL", _LIBERAL],
+            ["CTA_PROTOINFO_TCP_FLAGS_REPLY", _LIBERAL],
+        ]
+        fields["protoinfo"] = {"attrs": [["CTA_PROTOINFO_TCP", {"attrs": state}]]}
+    return fields
+
+
+def _nat(version: int, address: str, port: int) -> dict[str, Any]:
+    ports = [["CTA_PROTONAT_PORT_MIN", port], ["CTA_PROTONAT_PORT_MAX", port]]
+    return {
+        "attrs": [
+            [f"CTA_NAT_V{version}_MINIP", address],
+            [f"CTA_NAT_V{version}_MAXIP", address],
+            ["CTA_NAT_PROTO", {"attrs": ports}],
+        ]
+    }
+
+
+def _connection(version: int, message: Any) -> Connection:
+    family = _FAMILIES[version]
+    original, reply = (
+        NFCTAttrTuple.from_netlink(family, message.get_attr(name))
+        for name in ("CTA_TUPLE_ORIG", "CTA_TUPLE_REPLY")
+    )
+    tcp = message.get_nested("CTA_PROTOINFO", "CTA_PROTOINFO_TCP")
+    return Connection(
+        original,
+        reply,
+        message.get_attr("CTA_STATUS"),
+        message.get_attr("CTA_TIMEOUT"),
+        tcp and tcp.get_attr("CTA_PROTOINFO_TCP_STATE"),
+    )
+
+
+def _unless(expected: int, table: NFCTSocket, command: str, **fields: Any) -> None:
+    """Change one entry; that the kernel refuses it for this reason is no error."""
     try:
-        # In a thread, as pyroute2 runs an event loop of its own; it ends with the call.
+        table.entry(command, **fields)
+    except NetlinkError as error:
+        if error.code != expected:
+            raise
+
+
+def _asked(question: Callable[[], Result], failure: str) -> Result:
+    """Ask in a thread, as pyroute2 runs an event loop of its own; it ends with the call."""
+    try:
         with ThreadPoolExecutor(max_workers=1) as pool:
-            pool.submit(flush).result()
+            return pool.submit(question).result()
     except NetlinkError as error:
         raise NetworkError(
-            f"connections with mark {mark:#x} cannot be deleted: {error.args[-1]};"
-            " the kernel module nf_conntrack_netlink may be missing"
+            f"{failure}: {error.args[-1]}; the kernel module nf_conntrack_netlink may be missing"
         ) from error

@@ -10,7 +10,7 @@ from loaded_mp.config.model import ClientAffinity, Config, Service
 from loaded_mp.config.saving import Unsaved
 from loaded_mp.fields import Address
 from loaded_mp.forwarding import FORWARDINGS
-from loaded_mp.forwarding.forwarding import Forwarding
+from loaded_mp.forwarding.forwarding import Forwarding, Place
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
@@ -158,11 +158,12 @@ class Backends:
             self.states[number].stops = stops
 
     def leave(self, before: Services) -> None:
-        """Let go of connections that go on in another way of forwarding than before. Raises NetworkError."""
-        now = {part.id: part.service.forwarding for part in self.services.parts}
+        """Let connections go on in another way of forwarding than before. Raises NetworkError."""
         for part in before.parts:
-            if now.get(part.id, part.service.forwarding) != part.service.forwarding:
-                FORWARDINGS[part.service.forwarding].leave(part.vips, part.backends)
+            now = self.services.by_id.get(part.id, part)
+            if now.service.forwarding != part.service.forwarding:
+                left = FORWARDINGS[part.service.forwarding].leave(_place(part))
+                FORWARDINGS[now.service.forwarding].take_over(_place(now), left)
 
     def forget_connections(self, number: int) -> None:
         """Let go of the connections that others than workers hold for a backend. Raises NetworkError."""
@@ -192,3 +193,8 @@ def _first_state(service: Service, runs: bool) -> BackendState:
     if initial == "down" and service.checks:
         return BackendState(up=False, cause="not checked yet", slow=runs)
     return BackendState(slow=runs)
+
+
+def _place(part: Part) -> Place:
+    addresses = {number: backend.address for number, backend in part.backends.items()}
+    return Place(part.family, part.service.listen, part.vips, addresses)

@@ -152,7 +152,6 @@ def test_a_service_that_is_renamed_is_the_same(other: Lab, forwarding: str) -> N
 
 
 def test_connections_go_on_in_the_other_way_of_forwarding(other: Lab) -> None:
-    """Where the client speaks first: of a word of the server alone the kernel's NAT could make nothing."""
     first, second = (
         other.config(workers=2, service=f'forwarding = "{forwarding}"\n{LISTEN}')
         for forwarding in FORWARDINGS
@@ -160,9 +159,8 @@ def test_connections_go_on_in_the_other_way_of_forwarding(other: Lab) -> None:
     daemon = other.daemon(first)
     talking = lines(other)
     homes = [line.ask().split()[0] for line in talking]
-    for config in (second, first, second):
+    for config in (second, first, second, first):
         reload(other, daemon, config)
-        assert [line.ask() for line in talking] == [f"{home} hello" for home in homes]
         go_on(other, talking, homes)
     daemon.stop()
 

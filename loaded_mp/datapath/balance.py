@@ -101,6 +101,8 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
         return Reason.REJECTED, -1, 0
     if backend < 0:
         return (Reason.NO_BACKEND if backend == NO_BACKEND else Reason.LOST_RACE), -1, 0
+    if snapshot.backend_flags[backend] & Flag.HELD and step != Step.BEGINS:
+        return Reason.HELD, -1, 0
     stops = snapshot.backend_flags[backend] if _is_tcp(header) else 0
     if step == Step.BEGINS and stops & _STOPS:
         return Reason.ENDING, -1, 0
@@ -151,6 +153,8 @@ def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Re
         return Reason.TOLD, -1
     if reason != Reason.OK:
         return reason, -1
+    if work.snapshot.backend_flags[backend] & Flag.HELD:
+        return Reason.HELD, -1
     renew(work, backend, ends, step_of(packet, header) if _is_tcp(header) else Step.GOES_ON)
     if _is_tcp(header) and refuses(packet, header):
         work.backends_counted[backend][BackendCounter.REFUSALS] += _ONE
@@ -223,6 +227,8 @@ def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> tuple[Reason,
         if listens and has_flow(work, backend, ends):
             # The kernel would take it for a new connection, and could not translate the client's then.
             marks = snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK
+            if snapshot.backend_flags[backend] & Flag.HELD:
+                return Reason.HELD, -1, -1
             told = snapshot.backend_flags[backend] & _TELL_THE_OTHER
             if (marks and not told) or found >= 0 or snapshot.backend_flags[backend] & Flag.SEVERAL:
                 return Reason.UNMARKED, -1, -1

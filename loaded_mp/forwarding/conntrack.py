@@ -85,12 +85,25 @@ class Conntrack(Forwarding):
 
         forget_connections(BACKEND + backend)
 
+    def leave(self, place: Place) -> list[Left]:
+        """Delete the connections, so that packets are translated no more."""
+        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
+
+        left = [
+            (connection, connection.destination)
+            for backend in place.backends
+            for connection in conntrack.connections_with(BACKEND + backend, place.family)
+        ]
+        for backend in place.backends:
+            self.forget(backend)
+        return left
+
     def take_over(self, place: Place, left: Iterable[Left]) -> None:
         """Enter them as translated: where only the backend speaks, no first packet would come to a worker."""
-        from loaded_mp.network.conntrack import translate_connections  # noqa: PLC0415 (names need no netlink)
+        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
         marks = {address: BACKEND + backend for backend, address in place.backends.items()}
-        translate_connections(
+        conntrack.enter_connections(
             (
                 (connection, vip, marks[connection.backend])
                 for connection, vip in left

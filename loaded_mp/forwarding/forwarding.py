@@ -39,7 +39,6 @@ class Place(NamedTuple):
     """One family of a service, whose connections go on in another way."""
 
     family: Family
-    listen: tuple[Listener, ...]  #: empty: everything
     vips: Mapping[int, Address]  #: by VIP id
     backends: Mapping[int, Address]  #: by backend id
 
@@ -77,16 +76,11 @@ class Forwarding(ABC):
         """What others than workers counted since their counters began, by backend id. Raises NetworkError."""
         return {}
 
-    def leave(self, place: Place) -> Iterable[Left]:
-        """Let go of connections, which another way of forwarding goes on with: which it has to be told of.
+    def leave(self, place: Place) -> list[Left]:
+        """Let go of connections, which another way of forwarding goes on with. Raises NetworkError."""
+        return []
 
-        Raises NetworkError.
-        """
-        for backend in place.backends:
-            self.forget(backend)
-        return ()
-
-    def take_over(self, place: Place, left: Iterable[Left]) -> None:  # noqa: B027 (most find them by flows)
+    def take_over(self, place: Place, left: Iterable[Left]) -> None:  # noqa: B027 (those that need nothing)
         """Go on with the connections that another way of forwarding has left. Raises NetworkError."""
 
     def forget(self, backend: int) -> None:  # noqa: B027 (most have nothing to let go of)
@@ -110,10 +104,3 @@ def unmarked(side: Side) -> Iterator[str]:
     listeners = dict.fromkeys(listener for each in side.vips.values() for listener in each)
     matches = limits(tuple(listeners) if all(side.vips.values()) else (), side.family, "sport")
     yield from (words(f"-s {network}", match, side.queue) for network in side.networks for match in matches)
-
-
-def answers(listen: Iterable[Listener], protocol: int, port: int) -> bool:
-    """Whether one of these listeners answers a protocol (IANA number) and port."""
-    name = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}.get(protocol)
-    fits = [each.protocol == name and each.first_port <= port <= each.last_port for each in listen]
-    return any(fits) or not fits

@@ -10,11 +10,11 @@ Port matches rely on whole packets: the conntrack match in LOADED-POSTROUTING ma
 fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from loaded_mp.fields import Address
-from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side, answers, unmarked
+from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side, unmarked
 from loaded_mp.memory.marks import MISPLACED, VIP, VIP_MASK, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network.rules import HEADERS, LONGEST_PACKET, errors, limits, link_messages, words
@@ -48,21 +48,33 @@ class Rewrite(Forwarding):
 
     def leave(self, place: Place) -> list[Left]:
         """Delete the connections, lest the kernel take them for others than the clients'."""
-        from loaded_mp.network.conntrack import (  # noqa: PLC0415 (names need no netlink)
-            connections_with,
-            delete_connections,
-        )
+        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
         backends = set(place.backends.values())
         left = [
             (connection, address)
             for vip, address in place.vips.items()
-            for known in connections_with(VIP + vip, place.family)
+            for known in conntrack.connections_with(VIP + vip, place.family)
             for connection in (known, known.turned)
-            if connection.backend in backends and answers(place.listen, connection.protocol, connection.port)
+            if connection.backend in backends
         ]
-        delete_connections((connection for connection, _ in left), place.family)
+        for vip in place.vips:
+            conntrack.forget_connections(VIP + vip)
         return left
+
+    def take_over(self, place: Place, left: Iterable[Left]) -> None:
+        """Enter them under the mark of their VIP; their addresses are those that workers write."""
+        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
+
+        marks = {address: VIP + vip for vip, address in place.vips.items()}
+        conntrack.enter_connections(
+            (
+                (connection, connection.backend, marks[vip])
+                for connection, vip in left
+                if connection.port and vip in marks
+            ),
+            place.family,
+        )
 
 
 def _requests(side: Side) -> Iterator[str]:

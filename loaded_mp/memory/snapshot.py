@@ -97,6 +97,7 @@ class Flag(IntEnum):
     KEEP_TCP = 32  #: its flows stay, though it is not usable, for packets of this protocol
     KEEP_UDP = 64
     KEEP_OTHER = 128
+    HELD = 256  #: what is under way is dropped: its service goes over to another way of forwarding
 
 
 class Snapshot(NamedTuple):

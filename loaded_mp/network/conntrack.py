@@ -31,9 +31,9 @@ _LIBERAL = {"value": (IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_BE_LIBERAL)}
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection between a client and a backend, as the kernel knows it without a translation."""
+    """A connection between a client and a backend, as the kernel knows it."""
 
-    original: NFCTAttrTuple  #: client to backend
+    original: NFCTAttrTuple  #: client to backend, or to the VIP that the kernel translates
     reply: NFCTAttrTuple  #: backend to whom it takes for its client
     status: int  #: IPS_*
     timeout_s: int
@@ -45,18 +45,23 @@ class Connection:
         return int(self.original.proto)
 
     @property
-    def backend(self) -> Address:
+    def destination(self) -> Address:
         """Whom the client speaks to."""
         return ip_address(self.original.daddr)
 
     @property
+    def backend(self) -> Address:
+        """Who answers."""
+        return ip_address(self.reply.saddr)
+
+    @property
     def port(self) -> int:
         """Of the backend; 0 where the protocol has none."""
-        return self.original.dport or 0
+        return self.reply.sport or 0
 
     @property
     def turned(self) -> "Connection":
-        """The same, of which the kernel saw a word of the other end first."""
+        """The same, if it was the backend's word that the kernel saw first."""
         return replace(self, original=self.reply, reply=self.original)
 
 
@@ -80,45 +85,39 @@ def connections_with(mark: int, version: int) -> list[Connection]:
     return _asked(read, f"connections with mark {mark:#x} cannot be read")
 
 
-def delete_connections(connections: Iterable[Connection], version: int) -> None:
-    """Delete these, which are of one family. Raises NetworkError if the kernel refuses."""
+def enter_connections(connections: Iterable[tuple[Connection, Address, int]], version: int) -> None:
+    """Enter connections of one family, each with the address that its client speaks to, and a mark.
 
-    def delete() -> None:
-        with NFCTSocket(_FAMILIES[version]) as table:
-            for each in connections:
-                _unless(errno.ENOENT, table, "del", tuple_orig=each.original)
-
-    _asked(delete, "connections cannot be deleted")
-
-
-def translate_connections(connections: Iterable[tuple[Connection, Address, int]], version: int) -> None:
-    """Enter connections of one family, each with the VIP by which its client goes on, and a mark.
-
-    They are as if the kernel's NAT had translated them from the beginning. Those that the client has begun
-    anew meanwhile stay as they are. Raises NetworkError if the kernel refuses.
+    If that is not the backend's, it is as if the kernel's NAT had translated it from the beginning. Those
+    that clients have begun anew meanwhile stay as they are. Raises NetworkError if the kernel refuses.
     """
 
     def enter() -> None:
         with NFCTSocket(_FAMILIES[version]) as table:
-            for connection, vip, mark in connections:
-                _unless(errno.EEXIST, table, "add", **_translated(connection, vip, mark, version))
+            for connection, destination, mark in connections:
+                try:
+                    table.entry("add", **_entry(connection, destination, mark, version))
+                except NetlinkError as error:
+                    if error.code != errno.EEXIST:
+                        raise
 
     _asked(enter, "connections cannot be entered")
 
 
-def _translated(connection: Connection, vip: Address, mark: int, version: int) -> Mapping[str, Any]:
-    before, reply = connection.original, connection.reply
-    family, protocol, port = _FAMILIES[version], connection.protocol, before.dport
-    original = NFCTAttrTuple(family, before.saddr, str(vip), protocol, before.sport, port)
+def _entry(connection: Connection, destination: Address, mark: int, version: int) -> Mapping[str, Any]:
+    client, reply = connection.original, connection.reply
+    family, port = _FAMILIES[version], client.dport
+    original = NFCTAttrTuple(family, client.saddr, str(destination), connection.protocol, client.sport, port)
     fields = {
         "tuple_orig": original,
         "tuple_reply": original.reverse(),
         "status": connection.status & (IPS_SEEN_REPLY | IPS_ASSURED) | IPS_CONFIRMED,
         "timeout": connection.timeout_s,
         "mark": mark,
-        "nat_dst": _nat(version, before.daddr, port),
     }
-    if (reply.daddr, reply.dport) != (before.saddr, before.sport):
+    if connection.backend != destination:
+        fields["nat_dst"] = _nat(version, reply.saddr, reply.sport)
+    if (reply.daddr, reply.dport) != (client.saddr, client.sport):
         fields["nat_src"] = _nat(version, reply.daddr, reply.dport)
     if connection.tcp_state is not None:
         state = [
@@ -155,15 +154,6 @@ def _connection(version: int, message: Any) -> Connection:
         message.get_attr("CTA_TIMEOUT"),
         tcp and tcp.get_attr("CTA_PROTOINFO_TCP_STATE"),
     )
-
-
-def _unless(expected: int, table: NFCTSocket, command: str, **fields: Any) -> None:
-    """Change one entry; that the kernel refuses it for this reason is no error."""
-    try:
-        table.entry(command, **fields)
-    except NetlinkError as error:
-        if error.code != expected:
-            raise
 
 
 def _asked(question: Callable[[], Result], failure: str) -> Result:

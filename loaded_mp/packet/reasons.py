@@ -114,6 +114,7 @@ class Reason(IntEnum):
         Fate.DROP,
     )
     REJECTED = 25, "for a service without a usable backend, which rejects then", Fate.REJECT, Fate.DROP
+    HELD = 26, "while its service went over to another way of forwarding", Fate.DROP, Fate.DROP
 
 
 #: Fates by direction (0: from a client, 1: from a backend) and Reason, for compiled code.

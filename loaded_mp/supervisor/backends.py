@@ -10,7 +10,7 @@ from loaded_mp.config.model import ClientAffinity, Config, Service
 from loaded_mp.config.saving import Unsaved
 from loaded_mp.fields import Address
 from loaded_mp.forwarding import FORWARDINGS
-from loaded_mp.forwarding.forwarding import Forwarding, Place
+from loaded_mp.forwarding.forwarding import Forwarding, Left, Place
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
@@ -24,6 +24,9 @@ from loaded_mp.supervisor.state import BackendState, Change, Stops
 
 log = logging.getLogger(__name__)
 
+#: The connections of services, as these were.
+Moving = list[tuple[Part, list[Left]]]
+
 
 class Backends:
     """Everything by backend id."""
@@ -36,6 +39,7 @@ class Backends:
         self.states: dict[int, BackendState] = adopted.states if adopted else {}
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
         self._affinity_before: dict[int, ClientAffinity] = {}  #: by service id
+        self._held: dict[int, Part] = {}  #: as they were, by service id
         self._running = self._ids.services.held()  #: services, by id
         self._service_states: dict[int, ServiceState] = {}  #: by service id
         self.quorum = Quorum()
@@ -97,7 +101,7 @@ class Backends:
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""
         self._judge_all()
-        fill(snapshot, self.services.parts, self.states, self._affinity_before)
+        fill(snapshot, self.services.parts, self.states, self._affinity_before, self._held)
 
     def targets(self) -> Targets:
         """What is to be checked."""
@@ -157,13 +161,36 @@ class Backends:
         for number in numbers:
             self.states[number].stops = stops
 
-    def leave(self, before: Services) -> None:
-        """Let connections go on in another way of forwarding than before. Raises NetworkError."""
-        for part in before.parts:
-            now = self.services.by_id.get(part.id, part)
-            if now.service.forwarding != part.service.forwarding:
-                left = FORWARDINGS[part.service.forwarding].leave(_place(part))
-                FORWARDINGS[now.service.forwarding].take_over(_place(now), left)
+    def hold(self, before: Services) -> None:
+        """Drop what is under way in services with another way of forwarding than before, until `let_go`."""
+        self._held = {part.id: part for part in before.parts if self._way(part) != part.service.forwarding}
+
+    @property
+    def holds(self) -> bool:
+        """Whether packets are dropped for that."""
+        return bool(self._held)
+
+    def let_go(self) -> None:
+        """Drop none any more."""
+        self._held = {}
+
+    def leave(self) -> Moving:
+        """The connections of those that are held, which the old way of forwarding has let go of.
+
+        Raises NetworkError.
+        """
+        return [
+            (each, FORWARDINGS[each.service.forwarding].leave(_place(each))) for each in self._held.values()
+        ]
+
+    def take_over(self, moving: Moving) -> None:
+        """Go on with connections in the present way of forwarding. Raises NetworkError."""
+        for before, left in moving:
+            part = self.services.by_id[before.id]
+            FORWARDINGS[part.service.forwarding].take_over(_place(part), left)
+
+    def _way(self, part: Part) -> str:
+        return self.services.by_id.get(part.id, part).service.forwarding
 
     def forget_connections(self, number: int) -> None:
         """Let go of the connections that others than workers hold for a backend. Raises NetworkError."""
@@ -197,4 +224,4 @@ def _first_state(service: Service, runs: bool) -> BackendState:
 
 def _place(part: Part) -> Place:
     addresses = {number: backend.address for number, backend in part.backends.items()}
-    return Place(part.family, part.service.listen, part.vips, addresses)
+    return Place(part.family, part.vips, addresses)

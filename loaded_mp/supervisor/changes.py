@@ -10,7 +10,7 @@ from loaded_mp.log import event
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.services import Services
 from loaded_mp.supervisor.aside import aside
-from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.backends import Backends, Moving
 from loaded_mp.supervisor.publisher import STAMP_TIMEOUT_S, Publisher
 from loaded_mp.supervisor.state import Stops
 
@@ -75,12 +75,29 @@ class Changes:
                 log.info(event("goodbye", backends=len(stopping), takes_s=takes_s))
             await asyncio.sleep(takes_s / 2)
 
-    async def leave_connections(self, before: Services) -> None:
-        """Let go of the connections that go on in another way of forwarding than before."""
+    async def hold(self, before: Services) -> Moving:
+        """Publish what has changed, and hold what goes over to another way of forwarding: its connections."""
+        self._backends.hold(before)
+        await self._publisher.publish(self._backends.fill)
+        if not self._backends.holds:
+            return []
+        await self._publisher.stamped()
         try:
-            await aside(partial(self._backends.leave, before))
+            return await aside(self._backends.leave)
         except NetworkError as error:
             log.error(event("connections-kept", cause=str(error)))
+            return []
+
+    async def go_on(self, moving: Moving) -> None:
+        """Let what was held go on in the present way of forwarding."""
+        if not self._backends.holds:
+            return
+        self._backends.let_go()
+        await self._publisher.publish(self._backends.fill)
+        try:
+            await aside(partial(self._backends.take_over, moving))
+        except NetworkError as error:
+            log.error(event("connections-lost", cause=str(error), effect="until their clients speak"))
 
     async def forget_connections(self, gone: Iterable[int]) -> None:
         """Let go of the connections to these backends, and to those that were told."""

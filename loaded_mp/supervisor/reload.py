@@ -18,7 +18,7 @@ from loaded_mp.network.errors import NetworkError
 from loaded_mp.services import BackendKey, TooLargeError
 from loaded_mp.status import Outcome
 from loaded_mp.supervisor.accounting import Accounting
-from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.backends import Backends, Moving
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.children import StartError
 from loaded_mp.supervisor.differences import bounded, service_differences, settings
@@ -182,19 +182,21 @@ class Reload:
         """
         before = self.backends.services
         after = self.backends.expand(config, before)
+        moving: Moving = []
         try:
             await self.pool.grow(config)
             await self.changes.say_goodbye(self._served(before.part_of.keys() - after.part_of.keys()))
             self.backends.configure(after)
-            await self.publisher.publish(self.backends.fill)
+            moving = await self.changes.hold(before)
             await self.network.change(before, planned)
         except (NetworkError, QueueError, StartError):
             self.backends.configure(self.backends.expand(before.config, after))
             self.backends.stop(before.part_of, Stops.NOT)
             await self.publisher.publish(self.backends.fill)
+            await self.changes.go_on(moving)
             await self.pool.shrink(before.config)
             raise
-        await self.changes.leave_connections(before)
+        await self.changes.go_on(moving)
         await self.pool.shrink(config)
 
     def _served(self, backends: Iterable[int]) -> list[int]:

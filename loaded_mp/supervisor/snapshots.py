@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -35,10 +35,11 @@ def fill(
     parts: Sequence[Part],
     states: Mapping[int, BackendState],
     before: Before | None = None,
+    held: Collection[int] = (),
 ) -> None:
-    """Write a whole buffer that nobody reads; `states` are by backend id."""
+    """Write a whole buffer that nobody reads; `states` are by backend id, `held` are service ids."""
     _fill_vips(snapshot, parts)
-    _fill_backends(snapshot, parts, states)
+    _fill_backends(snapshot, parts, states, held)
     _fill_addresses(snapshot, parts)
     _fill_services(snapshot, parts, before or {})
 
@@ -84,13 +85,17 @@ def _fill_vips(snapshot: Snapshot, parts: Sequence[Part]) -> None:
     snapshot.listeners[: len(rows)] = rows
 
 
-def _fill_backends(snapshot: Snapshot, parts: Sequence[Part], states: Mapping[int, BackendState]) -> None:
+def _fill_backends(
+    snapshot: Snapshot, parts: Sequence[Part], states: Mapping[int, BackendState], held: Collection[int]
+) -> None:
     rows = [
         (
             number,
             part.id,
             next(iter(part.vips)),
-            states[number].flags(part.service.on_down) | (Flag.SEVERAL if len(part.vips) > 1 else 0),
+            states[number].flags(part.service.on_down)
+            | (Flag.SEVERAL if len(part.vips) > 1 else 0)
+            | (Flag.HELD if part.id in held else 0),
             weight,
         )
         for part in parts

@@ -6,10 +6,11 @@ from threading import Thread
 
 import pytest
 
+from loaded_mp.lab.clients import KINDS
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options, in_url
 from loaded_mp.lab.speaker import PORT as LINE_PORT
-from loaded_mp.lab.talk import Line
+from loaded_mp.lab.talk import Clients, Line
 from loaded_mp.lab.wait import wait_until
 
 FORWARDINGS = ("rewrite", "conntrack")
@@ -159,9 +160,13 @@ def test_connections_go_on_in_the_other_way_of_forwarding(other: Lab) -> None:
     daemon = other.daemon(first)
     talking = lines(other)
     homes = [line.ask().split()[0] for line in talking]
-    for config in (second, first, second, first):
-        reload(other, daemon, config)
+    other.big_file(1)
+    clients = [Clients(other, vip, 1) for vip in VIPS]
+    for configs in ((second,), (first,), (second, first, second), (first, second, first)):
+        for config in configs:
+            reload(other, daemon, config)
         go_on(other, talking, homes)
+    assert [each.served() for each in clients] == [f"{KINDS * 12} []"] * len(VIPS)
     daemon.stop()
 
 

@@ -45,6 +45,7 @@ from loaded_mp.flows.flow import flow_of
 from loaded_mp.flows.table import MAX_VALUE, expire, find, insert, value_of
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
 from loaded_mp.memory.marks import BACKEND, MISPLACED, REJECTED
+from loaded_mp.memory.snapshot import Flag
 from loaded_mp.packet.address import address128
 from loaded_mp.packet.header import MAX_EXTENSIONS
 from loaded_mp.packet.reasons import Fate, Reason
@@ -890,6 +891,27 @@ def test_a_connection_that_the_kernel_translated_is_told_too(version: int) -> No
             ip(version, *reached) / TCP(sport=sport, dport=dport, seq=7, ack=9, flags="RA", window=0)
         )
         assert (decision.verdict, result[: len(expected)]) == (NF_ACCEPT, expected)
+
+
+@both
+@pytest.mark.parametrize("forwarding", ["rewrite", "conntrack"])
+def test_what_is_under_way_is_dropped_while_its_service_goes_over(version: int, forwarding: str) -> None:
+    world = World(web(forwarding=forwarding))
+    client, vip = CLIENT[version], VIP[version]
+    begins = ip(version, client, vip) / TCP(sport=1, dport=80, flags="S")
+    word = ip(version, client, vip) / TCP(sport=1, dport=80, flags="PA") / b"more"
+    assert world.request(begins)[0] == Reason.OK
+    world.snapshot.backend_flags[:] |= Flag.HELD
+    assert world.request(begins)[0] == Reason.OK
+    assert world.request(word)[0] == Reason.HELD
+    assert world.request(ip(version, client, vip) / UDP(sport=1, dport=80))[0] == Reason.HELD
+    replies = {
+        world.reply(ip(version, backend, client) / TCP(sport=80, dport=1, flags="PA"), forgotten)[0]
+        for backend in BACKENDS[version]
+        for forgotten in (False, True)
+    }
+    assert Reason.HELD in replies
+    assert Reason.OK not in replies
 
 
 @both

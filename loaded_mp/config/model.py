@@ -145,6 +145,7 @@ class Observe(Settings):
     silent_ms: int = Field(default=150, ge=1, le=60_000)  #: for so long
     refused: int = Field(default=3, ge=1, le=1_000_000)  #: connections, and none is accepted between them
     errors: int = Field(default=3, ge=1, le=1_000_000)  #: ICMP errors, and no packet comes between them
+    reset: int = Field(default=3, ge=1, le=1_000_000)  #: connections, and no data comes between these
     most_share: float = Field(default=0.5, ge=0, le=1)  #: of a service's backends that may be down by this
 
 

@@ -155,9 +155,13 @@ def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Re
         return reason, -1
     if work.snapshot.backend_flags[backend] & Flag.HELD:
         return Reason.HELD, -1
-    renew(work, backend, ends, step_of(packet, header) if _is_tcp(header) else Step.GOES_ON)
-    if _is_tcp(header) and refuses(packet, header):
-        work.backends_counted[backend][BackendCounter.REFUSALS] += _ONE
+    step = step_of(packet, header) if _is_tcp(header) else Step.GOES_ON
+    renew(work, backend, ends, step)
+    counted = work.backends_counted[backend]
+    if step == Step.BREAKS:
+        counted[BackendCounter.REFUSALS if refuses(packet, header) else BackendCounter.RESETS] += _ONE
+    elif not _is_tcp(header) or says_something(packet, header):
+        counted[BackendCounter.WORDS] += _ONE
     set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
     _count_to_client(work, backend, header)
     return Reason.OK, backend

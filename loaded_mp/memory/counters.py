@@ -31,6 +31,8 @@ class BackendCounter(Counter):
     CONNECTIONS = 5, "TCP connections that clients began with the backend, repeated attempts included."
     REFUSALS = 6, "TCP connections that the backend refused."
     ERRORS = 7, "ICMP errors about packets to the backend."
+    RESETS = 8, "TCP connections that the backend reset after it had accepted them."
+    WORDS = 9, "Packets from the backend that say something: all but TCP segments without data and FIN."
 
 
 class WorkerCounter(Counter):

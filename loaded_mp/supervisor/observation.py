@@ -32,8 +32,16 @@ class Seen:
     counts: Counts  #: uint64[n >= len(BackendCounter)], as they were then
     begun_s: float | None = None  #: since when connections have been begun without an answer
 
+    def __post_init__(self) -> None:
+        self._spoke = self.counts  #: as they were when it last said something
+
     def fault(self, counts: Counts, now_s: float, observe: Observe) -> str:
         """What is wrong with the backend, by its counts now; empty: nothing."""
+        if counts[BackendCounter.WORDS] > self._spoke[BackendCounter.WORDS]:
+            self._spoke = counts.copy()
+        reset = int(counts[BackendCounter.RESETS] - self._spoke[BackendCounter.RESETS])
+        if reset >= observe.reset:
+            return f"{reset} connections were reset before any data came"
         new = {column: int(counts[column] - self.counts[column]) for column in BackendCounter}
         refused, errors = new[BackendCounter.REFUSALS], new[BackendCounter.ERRORS]
         if new[BackendCounter.TO_CLIENT_PACKETS] > refused + errors:

@@ -78,6 +78,22 @@ def test_what_workers_see_takes_a_refusing_backend_down(lab: Lab, vip: str) -> N
     daemon.stop()
 
 
+@pytest.mark.parametrize("vip", VIPS)
+def test_what_workers_see_takes_a_backend_down_that_accepts_and_resets(lab: Lab, vip: str) -> None:
+    daemon = start(lab, "[service.observe]", SELDOM)
+    rule = ["-p", "tcp", "--dport", "7000", "--tcp-flags", "PSH", "PSH", "-j", "REJECT"]
+    rule += ["--reject-with", "tcp-reset"]
+    tool = "ip6tables" if ":" in vip else "iptables"
+    lab.backends[1].namespace.run(tool, "-I", "INPUT", *rule)
+    address = lab.backends[1].ipv6 if ":" in vip else lab.backends[1].ipv4
+    for source in lab.sources(vip):
+        Line(lab.client, vip, source).ask()
+    wait_until(lambda: "were reset before any data came" in daemon.log, "it was down")
+    lab.backends[1].namespace.run(tool, "-D", "INPUT", *rule)
+    wait_until(lambda: daemon.backends()[address].up, "it is up again", 30)
+    daemon.stop()
+
+
 @pytest.mark.parametrize(
     ("vip", "on_down", "heard"),
     [(VIPS[0], "move", "reset"), (VIPS[1], "reset", "reset"), (VIPS[0], "keep", "backend2 hello")],

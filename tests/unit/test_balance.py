@@ -163,7 +163,7 @@ def test_traffic_is_counted_by_backend(version: int) -> None:
     world.reply(reply)
     world.reply(reply)
     row = world.memory.backends[0, world.backends["web", backend], : len(BackendCounter)].tolist()
-    assert row == [1, len(bytes(request)), 2, 2 * len(bytes(reply)), 1, 0, 0, 0]
+    assert row == [1, len(bytes(request)), 2, 2 * len(bytes(reply)), 1, 0, 0, 0, 0, 2]
     assert int(world.memory.backends.sum()) == sum(row)
 
 
@@ -179,9 +179,19 @@ def test_what_tells_of_a_backends_state_is_counted(version: int) -> None:
     world.reply(back / TCP(sport=80, dport=1, flags="RA", seq=9, ack=8))
     quote = quote_of(version, client, backend, TCP(sport=1, dport=80), 20)
     assert world.reply(error(version, ROUTER[version], client, quote, "time"))[0] == Reason.OK
+    world.reply(back / TCP(sport=80, dport=1, flags="A", seq=9, ack=8))
+    world.reply(back / TCP(sport=80, dport=1, flags="PA", seq=9, ack=8) / b"word")
+    world.reply(back / TCP(sport=80, dport=1, flags="FA", seq=9, ack=8))
+    world.reply(back / UDP(sport=80, dport=1))
     row = world.memory.backends[0, world.backends["web", backend]]
-    told = (BackendCounter.CONNECTIONS, BackendCounter.REFUSALS, BackendCounter.ERRORS)
-    assert [int(row[each]) for each in told] == [1, 1, 1]
+    told = {
+        BackendCounter.CONNECTIONS: 1,
+        BackendCounter.REFUSALS: 1,
+        BackendCounter.ERRORS: 1,
+        BackendCounter.RESETS: 1,
+        BackendCounter.WORDS: 3,
+    }
+    assert {each: int(row[each]) for each in told} == told
 
 
 def pieces(version: int, source: str, destination: str, upper: bytes, protocol: int) -> list[Any]:

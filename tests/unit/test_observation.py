@@ -89,6 +89,20 @@ def test_refusals_and_errors_count_at_once_where_nothing_else_comes(name: str, t
     assert scene.look() == [], "one was accepted between them"
 
 
+def test_resets_count_where_no_data_comes() -> None:
+    scene = Scene()
+    for _ in range(3):
+        assert scene.look() == []
+        scene.count(0, connections=1, to_client_packets=2, resets=1)
+    assert scene.look() == [(0, "3 connections were reset before any data came")]
+    scene.count(1, connections=2, to_client_packets=4, resets=2)
+    scene.look()
+    scene.count(1, connections=1, to_client_packets=2, words=1)
+    scene.look()
+    scene.count(1, connections=2, to_client_packets=4, resets=2)
+    assert scene.look() == [], "one was served between them"
+
+
 def test_no_more_than_a_share_goes_down(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene(most_share=0.5)
     for number in range(4):

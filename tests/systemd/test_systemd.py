@@ -1,5 +1,6 @@
 """The shipped unit under a real systemd: what clients notice of a restart, a kill and a hang is nothing."""
 
+import json
 import re
 import signal
 import subprocess
@@ -106,6 +107,16 @@ class Ping:
         times_s = [float(at_s) for at_s, _ in answers]
         lost = sorted(set(range(1, max(numbers))) - numbers)
         return lost, 1000 * max(b - a for a, b in pairwise(times_s))
+
+
+def test_journald_knows_the_values_of_an_event(running: Machine) -> None:
+    running.run("loaded-mp", "drain", "backend2")
+    words = ("journalctl", "SERVICE=web", "BACKEND=backend2", "-o", "json", "--no-pager", "-n", "1")
+    entry = json.loads(wait_until(lambda: running.run(*words).stdout, "it is in the journal"))
+    assert entry["MESSAGE"].startswith(f"event={entry['EVENT']} service=web backend=backend2")
+    assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("6", "loaded-mp")
+    assert entry["_SYSTEMD_UNIT"] == "loaded-mp.service"
+    running.run("loaded-mp", "ready", "backend2")
 
 
 @pytest.mark.parametrize(

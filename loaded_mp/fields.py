@@ -3,7 +3,9 @@
 Times are in seconds, addresses in any notation that the ipaddress module reads.
 """
 
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -15,7 +17,7 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +25,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -33,7 +37,38 @@ Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
 
-def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a backend answers: `10.0.0.1`, or with a port of its own `10.0.0.1:8080`, `[fd00::1]:8080`."""
+
+    ip: Address
+    port: int | None = None  #: 1 to 65535; None: that which the client asked for
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """The endpoint that a text means. Raises ValueError."""
+        if not (found := _WITH_PORT.fullmatch(text)):
+            return cls(ip_address(text))
+        if not 1 <= (port := int(found["port"])) <= LAST_PORT:
+            raise ValueError(text)
+        return cls(IPv6Address(found["ipv6"]) if found["ipv6"] else IPv4Address(found["ipv4"]), port)
+
+    @property
+    def version(self) -> Literal[4, 6]:
+        """The family of its address."""
+        return self.ip.version
+
+    def __str__(self) -> str:
+        if self.port is None:
+            return str(self.ip)
+        return f"[{self.ip}]:{self.port}" if self.version == 6 else f"{self.ip}:{self.port}"
+
+
+#: RFC 3986, 3.2.2.
+_WITH_PORT = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<ipv4>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+
+
+def _checked(read: Callable[[str], Any], wanted: str) -> Callable[[Any], Any]:
     """One mistake for a bad address, where pydantic would report one for each family."""
 
     def checked(value: Any) -> Any:
@@ -48,18 +83,32 @@ def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
         except ValueError:
             raise ValueError(f"expected {wanted}") from None
 
-    return BeforeValidator(checked)
+    return checked
+
+
+def _reader(read: Callable[[Any], Any], wanted: str) -> BeforeValidator:
+    return BeforeValidator(_checked(read, wanted))
+
+
+def _endpoint(value: Any) -> Endpoint:
+    if isinstance(value, Endpoint):
+        return value
+    checked = _checked(Endpoint.read, "an IPv4 or IPv6 address, also as 10.0.0.1:80, [fd00::1]:80")
+    found: Endpoint | Address = checked(value)
+    return found if isinstance(found, Endpoint) else Endpoint(found)
 
 
 AddressField = Annotated[Address, _reader(ip_address, "an IPv4 or IPv6 address")]
 InterfaceField = Annotated[Interface, _reader(ip_interface, "an address, with or without a prefix length")]
+EndpointField = Annotated[Endpoint, PlainValidator(_endpoint), PlainSerializer(str, return_type=str)]
 BroadcastField = Annotated[IPv4Address, _reader(IPv4Address, "an IPv4 address")]
 NetworkField = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
 
 Protocol = Literal["tcp", "udp", "icmp"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
+LAST_PORT = 65_535
+Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MAX_WEIGHT = 65_535
 Weight = Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
 
@@ -92,7 +141,7 @@ def _host_and_port(text: str) -> str:
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if text and not (
-        colon and port.isdecimal() and 1 <= int(port) <= 65_535 and (bracketed or ":" not in host)
+        colon and port.isdecimal() and 1 <= int(port) <= LAST_PORT and (bracketed or ":" not in host)
     ):
         raise ValueError("expected HOST:PORT, an IPv6 address in brackets")
     return text
@@ -114,12 +163,27 @@ class Settings(BaseModel):
         return value
 
 
+class Ports(NamedTuple):
+    """Ports that stand side by side."""
+
+    first: int
+    last: int
+
+    def at(self, first: int | None) -> "Ports":
+        """As many, from another one on; None: these."""
+        return self if first is None else Ports(first, first + self.last - self.first)
+
+
+#: Among which none can be told by its place.
+_ALL_PORTS = Ports(0, LAST_PORT)
+
+
 class Listener(Settings):
     """What a service answers on its VIPs: `tcp/80`, `udp/5000-5010`, `tcp` or `icmp`."""
 
     protocol: Protocol
-    first_port: int = Field(default=0, ge=0, le=65_535)
-    last_port: int = Field(default=65_535, ge=0, le=65_535)
+    first_port: int = Field(default=0, ge=0, le=LAST_PORT)
+    last_port: int = Field(default=LAST_PORT, ge=0, le=LAST_PORT)
 
     @model_validator(mode="before")
     @classmethod
@@ -135,7 +199,7 @@ class Listener(Settings):
             return {"protocol": protocol}
         first, dash, last = ports.partition("-")
         last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last) <= 65_535:
+        if not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last) <= LAST_PORT:
             raise ValueError("expected a port or a range FIRST-LAST within 1-65535")
         return {"protocol": protocol, "first_port": int(first), "last_port": int(last)}
 
@@ -145,9 +209,27 @@ class Listener(Settings):
             raise ValueError("expected a last_port that is not below first_port")
         return self
 
+    @property
+    def ports(self) -> Ports | None:
+        """Those on which it answers; None: its protocol has none."""
+        return None if self.protocol == "icmp" else Ports(self.first_port, self.last_port)
+
+    def at(self, first_port: int | None) -> Self:
+        """As it looks where its first port is this one; None: as it is."""
+        if not self.ports:
+            return self
+        ports = self.ports.at(first_port)
+        return self.model_copy(update={"first_port": ports.first, "last_port": ports.last})
+
     def __str__(self) -> str:
-        if (self.first_port, self.last_port) == (0, 65_535):
+        if self.ports == _ALL_PORTS or not self.ports:
             return self.protocol
         if self.first_port == self.last_port:
             return f"{self.protocol}/{self.first_port}"
         return f"{self.protocol}/{self.first_port}-{self.last_port}"
+
+
+def port_range(listen: Iterable[Listener]) -> Ports | None:
+    """The ports on which all listeners that have ports answer alike; None: there are no such."""
+    ranges = {each.ports for each in listen if each.ports}
+    return ranges.pop() if len(ranges) == 1 and _ALL_PORTS not in ranges else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from loaded_mp.config.model import OPEN, Config
-from loaded_mp.fields import Address, Interface, Listener, Network
+from loaded_mp.fields import Address, Endpoint, Interface, Listener, Network
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Chain, Side
 from loaded_mp.memory.marks import REJECTED
@@ -88,14 +88,14 @@ def _backend_networks(services: Services, family: Family) -> tuple[Network, ...]
     """The networks of the configuration, and each backend outside of them by itself."""
     given = [each for each in services.config.network.backend_networks if each.version == family]
     alone = [
-        ip_network(backend)
+        ip_network(backend.ip)
         for backend in _backends(services.of_family(family)).values()
-        if not any(backend in network for network in given)
+        if not any(backend.ip in network for network in given)
     ]
     return tuple(dict.fromkeys((*given, *alone)))
 
 
-def _backends(parts: Sequence[Part]) -> dict[int, Address]:
+def _backends(parts: Sequence[Part]) -> dict[int, Endpoint]:
     return {number: backend.address for part in parts for number, backend in part.backends.items()}
 
 
@@ -284,7 +284,7 @@ def _links(services: Services, host: Host, family: Family) -> list[Network]:
         dict.fromkeys(
             address.network
             for address in _own_addresses(services, host, family)
-            if any(backend in address.network for backend in backends)
+            if any(backend.ip in address.network for backend in backends)
         )
     )
 
@@ -292,13 +292,14 @@ def _links(services: Services, host: Host, family: Family) -> list[Network]:
 def _side(services: Services, host: Host, family: Family, forwarding: str) -> Side:
     config, parts = services.config, services.of_family(family)
     here = [part for part in parts if part.service.forwarding == forwarding]
-    backends = set(_backends(parts).values())
+    backends = {backend.ip for backend in _backends(parts).values()}
     networks = _backend_networks(services, family)
     public, private = config.network.public_interface, config.network.private_interface
     return Side(
         family,
         _vips(here),
         _backends(here),
+        {number: part.service.listen for part in here for number in part.backends},
         networks,
         tuple(server for server in config.network.name_servers if server.version == family),
         tuple(

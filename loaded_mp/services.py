@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from loaded_mp.config.model import Backend, Config, Service
-from loaded_mp.fields import Address
+from loaded_mp.fields import Address, Endpoint
 from loaded_mp.memory.snapshot import (
     MAX_BACKENDS,
     MAX_LISTENERS,
@@ -30,7 +30,8 @@ Family = Literal[4, 6]
 Key = TypeVar("Key", bound=Hashable)
 
 ServiceKey = tuple[str, Family]  #: name of the service
-BackendKey = tuple[str, Address]  #: name of the service
+VipKey = tuple[str, Address]  #: name of the service
+BackendKey = tuple[str, Endpoint]  #: name of the service
 
 
 class TooLargeError(Exception):
@@ -47,7 +48,7 @@ class Part:
     id: int
     family: Family
     service: Service
-    vips: dict[int, Address]  #: by VIP id
+    vips: dict[int, Address]  #: by VIP id, the number of a VIP of this service
     backends: dict[int, Backend]  #: by backend id
 
 
@@ -126,17 +127,22 @@ class IdTable(Generic[Key]):
         self._preferred = preferred
         self._ids: dict[Key, int] = {}
         self._keys: dict[int, Key] = {}
+        self._retired: dict[int, None] = {}  #: in this order
 
     def require_room(self, keys: Iterable[Key]) -> None:
         """Raise TooLargeError unless every one of `keys` can have a number beside those that are held."""
-        needed = len(self._ids.keys() | set(keys))
+        needed = len({key for number, key in self._keys.items() if number not in self._retired} | set(keys))
         if needed > self._limit:
             advice = "use fewer (those that a reload removed count until their flows are forgotten)"
             raise TooLargeError(self._what, needed, self._limit, advice)
 
     def id_of(self, key: Key) -> int:
         """The number of a key, a new one if it has none. See `require_room`."""
-        if key not in self._ids:
+        if key in self._ids:
+            self._retired.pop(self._ids[key], None)
+        else:
+            if len(self._keys) == self._limit:
+                self.release(next(iter(self._retired)))
             number = (self._preferred(key) if self._preferred else len(self._ids)) % self._limit
             while number in self._keys:
                 number = (number + 1) % self._limit
@@ -151,6 +157,11 @@ class IdTable(Generic[Key]):
     def release(self, number: int) -> None:
         """Let a number be given to another key. Raises KeyError if nobody holds it."""
         del self._ids[self._keys.pop(number)]
+        self._retired.pop(number, None)
+
+    def retire(self, number: int) -> None:
+        """Let a number be given to another key once there is no other one; until then its key holds it."""
+        self._retired[number] = None
 
     def held(self) -> set[int]:
         """All numbers that are given out."""
@@ -172,7 +183,7 @@ class Ids:
     def __init__(self) -> None:
         self.services: IdTable[ServiceKey] = IdTable("services (each family counts)", MAX_SERVICES)
         # Marks of connections outlive a daemon that lost its memory: a VIP should have its number again.
-        self.vips: IdTable[Address] = IdTable("VIPs", MAX_VIPS, lambda vip: crc32(vip.packed))
+        self.vips: IdTable[VipKey] = IdTable("VIPs (one in two services is two)", MAX_VIPS, _hash)
         self.backends: IdTable[BackendKey] = IdTable("backends (one in two services is two)", MAX_BACKENDS)
 
     def expand(self, config: Config, before: Services | None = None) -> Services:
@@ -188,7 +199,7 @@ class Ids:
             if (vips := list(dict.fromkeys(vip.ip for vip in service.vips if vip.version == family)))
         ]
         self.services.require_room((service.name, family) for service, family, _, _ in families)
-        self.vips.require_room(vip for _, _, vips, _ in families for vip in vips)
+        self.vips.require_room((service.name, vip) for service, _, vips, _ in families for vip in vips)
         self.backends.require_room(
             (s.name, each.address) for s, _, _, backends in families for each in backends
         )
@@ -210,7 +221,7 @@ class Ids:
                 self.services.id_of((service.name, family)),
                 family,
                 service,
-                {self.vips.id_of(vip): vip for vip in vips},
+                {self.vips.id_of((service.name, vip)): vip for vip in vips},
                 {self.backends.id_of((service.name, each.address)): each for each in backends},
             )
             for service, family, vips, backends in families
@@ -231,12 +242,21 @@ class Ids:
             for (held, family), _ in self.services.items():
                 if held == name:
                     self.services.rename((name, family), (service.name, family))
-            for (held, address), _ in self.backends.items():
+            for (held, vip), _ in self.vips.items():
                 if held == name:
-                    self.backends.rename((name, address), (service.name, address))
+                    self.vips.rename((name, vip), (service.name, vip))
+            for (held, endpoint), _ in self.backends.items():
+                if held == name:
+                    self.backends.rename((name, endpoint), (service.name, endpoint))
 
 
 _FAMILIES: tuple[Family, ...] = (4, 6)
+
+
+def _hash(key: VipKey) -> int:
+    """The same in every process."""
+    name, vip = key
+    return crc32(name.encode() + vip.packed)
 
 
 def most_slots(service: Service, weights: list[int]) -> int:

@@ -124,6 +124,7 @@ class Explanation(_Model):
     candidates: tuple[CandidateStatus, ...]
     backend: str  #: the name of where the packet goes; empty: nowhere
     address: str  #: of that backend
+    backend_port: int | None  #: the port that it gets there, where that is another one; None: its own
     why: str  #: it goes there, or nowhere
     forwarding: str  #: who writes the addresses, as the configuration says it
 

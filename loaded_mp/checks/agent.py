@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from loaded_mp.checks.check import Bytes, Check, Fault, Finding, SilentError, at, fault_of, is_local, shown
+from loaded_mp.checks.check import Bytes, Check, Fault, Finding, SilentError, fault_of, is_local, shown
 from loaded_mp.checks.stream import connected
-from loaded_mp.fields import Address, Port
+from loaded_mp.fields import Endpoint, Port
 
 _DOWN = ("down", "failed", "fail", "stopped")
 _WANTED = {"ready": "ready", "drain": "drain", "maint": "maintenance"}
@@ -28,10 +28,14 @@ class AgentCheck(Check):
 
     silence_is_fault: ClassVar[bool] = False
 
-    async def attempt(self, address: Address) -> Finding:
+    def port_of(self, own: int | None, listened: int | None) -> int | None:
+        """An agent's is no port of the service."""
+        return self.port
+
+    async def attempt(self, endpoint: Endpoint) -> Finding:
         """Serves unless its agent says that it is down."""
         try:
-            async with connected(address, self.port) as stream:
+            async with connected(endpoint) as stream:
                 if self.send:
                     await stream.send(self.send.encode("latin-1"))
                 return _read(await stream.line())
@@ -42,9 +46,9 @@ class AgentCheck(Check):
                 raise
             raise SilentError(fault_of(error)) from None
 
-    def question(self, address: Address) -> str:
+    def question(self, endpoint: Endpoint) -> str:
         """As in "ask the agent at 10.0.0.1:9999"."""
-        return f"ask the agent at {at(address, self.port)}"
+        return f"ask the agent at {endpoint}"
 
     def __str__(self) -> str:
         return f"agent port {self.port}"

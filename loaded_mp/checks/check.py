@@ -12,7 +12,7 @@ import re2
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from loaded_mp.fields import Address, AddressField, Seconds, Settings
+from loaded_mp.fields import AddressField, Endpoint, Port, Seconds, Settings
 
 #: What is read of an answer at most; the rest is never fetched.
 MAX_ANSWER_BYTES = 65_536
@@ -82,17 +82,38 @@ class Check(Settings):
         """The same number for equal checks, in every process."""
         return zlib.crc32(self.model_dump_json().encode())
 
-    async def attempt(self, address: Address) -> Finding:
-        """Ask a backend once. May be cut off by `timeout_s`.
+    def port_of(self, own: int | None, listened: int | None) -> int | None:
+        """The port to ask at; None: none. `own`: a backend's own, `listened`: the service's first."""
+        return None
+
+    async def attempt(self, endpoint: Endpoint) -> Finding:
+        """Ask a backend once, at the port of `port_of`. May be cut off by `timeout_s`.
 
         Raises Fault if it does not serve, OSError as the kernel does, LocalError if it could not be asked,
         SilentError if nothing is to be learnt.
         """
         raise NotImplementedError
 
-    def question(self, address: Address) -> str:
+    def question(self, endpoint: Endpoint) -> str:
         """What is asked, for people, as in "connect to 10.0.0.1:80"."""
         raise NotImplementedError
+
+
+class PortCheck(Check):
+    """The settings of a check that asks at a port."""
+
+    port: Port | None = None  #: None: the backend's own, else the usual one, else that of the service
+
+    usual_port: ClassVar[int | None] = None  #: of its protocol
+
+    def port_of(self, own: int | None, listened: int | None) -> int | None:
+        """What is said of it comes first."""
+        return self.port or own or self.usual_port or listened
+
+    @property
+    def at_port(self) -> str:
+        """As in " port 80"; empty where the port goes without saying."""
+        return f" port {self.port}" if self.port else ""
 
 
 def is_local(error: OSError) -> bool:
@@ -107,11 +128,6 @@ def fault_of(error: OSError) -> str:
     if isinstance(error, ConnectionResetError):
         return "reset"
     return os.strerror(error.errno).lower() if error.errno else str(error) or type(error).__name__
-
-
-def at(address: Address, port: int) -> str:
-    """As in `10.0.0.1:80` or `[fd00::1]:80`."""
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 def shown(answer: str) -> str:

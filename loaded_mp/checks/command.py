@@ -6,10 +6,10 @@ from pydantic import Field
 
 from loaded_mp.checks.check import Check, Fault, Finding
 from loaded_mp.checks.program import User, Words, run_program
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 
-#: Stands for the address in the words of a command.
-_ADDRESS = "{address}"
+#: Stand for those of the backend in the words of a command.
+_ADDRESS, _PORT = "{address}", "{port}"
 
 
 class CommandCheck(Check):
@@ -24,17 +24,24 @@ class CommandCheck(Check):
     user: User = "nobody"  #: whom it runs as
     weighted: bool = False
 
-    async def attempt(self, address: Address) -> Finding:
+    def port_of(self, own: int | None, listened: int | None) -> int | None:
+        """For its words."""
+        return own or listened
+
+    async def attempt(self, endpoint: Endpoint) -> Finding:
         """Serves if the program says so by its status. It has until `timeout_s`, and is then killed."""
-        words = [word.replace(_ADDRESS, str(address)) for word in self.run]
+        words = [
+            word.replace(_ADDRESS, str(endpoint.ip)).replace(_PORT, str(endpoint.port or ""))
+            for word in self.run
+        ]
         status, said = await run_program(words, self.user)
         if status and not (self.weighted and status >= 2):
             raise Fault(said)
         return Finding(said=said, weight=status - 2 if status else None)
 
-    def question(self, address: Address) -> str:
+    def question(self, endpoint: Endpoint) -> str:
         """As in "run /usr/local/bin/check for 10.0.0.1"."""
-        return f"run {self.run[0]} for {address}"
+        return f"run {self.run[0]} for {endpoint}"
 
     def __str__(self) -> str:
         return f"command {self.run[0]}"

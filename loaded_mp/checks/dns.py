@@ -1,6 +1,6 @@
 """The DNS check: what a name server answers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import dns.exception
 import dns.flags
@@ -10,9 +10,9 @@ import dns.rcode
 import dns.rdatatype
 from pydantic import AfterValidator
 
-from loaded_mp.checks.check import Check, Fault, Finding, at, shown
+from loaded_mp.checks.check import Fault, Finding, PortCheck, shown
 from loaded_mp.checks.datagram import asked
-from loaded_mp.fields import Address, Port
+from loaded_mp.fields import Endpoint
 
 
 def _name(text: str) -> str:
@@ -31,19 +31,20 @@ def _record(text: str) -> str:
     return text
 
 
-class DnsCheck(Check):
+class DnsCheck(PortCheck):
     """Ask for a record of a name."""
 
     type: Literal["dns"] = "dns"
-    port: Port = 53
     name: Annotated[str, AfterValidator(_name)]
     record: Annotated[str, AfterValidator(_record)] = "A"
     expect: str = ""  #: one of the answers, as a zone file has it; empty: any will do
 
-    async def attempt(self, address: Address) -> Finding:
+    usual_port: ClassVar[int | None] = 53
+
+    async def attempt(self, endpoint: Endpoint) -> Finding:
         """Serves if the record is answered."""
         question = dns.message.make_query(self.name, self.record)
-        async with asked(address, self.port, question.to_wire()) as answered:
+        async with asked(endpoint, question.to_wire()) as answered:
             return Finding(said=self._answer(question, await answered()))
 
     def _answer(self, question: dns.message.Message, data: bytes) -> str:
@@ -61,9 +62,9 @@ class DnsCheck(Check):
             raise Fault(f"answered {said}, expected {self.expect or 'one'}")
         return f"answered {self.expect or records[0]}"
 
-    def question(self, address: Address) -> str:
+    def question(self, endpoint: Endpoint) -> str:
         """As in "ask 10.0.0.1:53 for A example.org"."""
-        return f"ask {at(address, self.port)} for {self.record} {self.name}"
+        return f"ask {endpoint} for {self.record} {self.name}"
 
     def __str__(self) -> str:
-        return f"DNS {self.record} {self.name} port {self.port}"
+        return f"DNS {self.record} {self.name}{self.at_port}"

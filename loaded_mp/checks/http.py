@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import h11
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from loaded_mp.checks.check import Check, Expression, Fault, Finding, at, matches, shown
+from loaded_mp.checks.check import Expression, Fault, Finding, PortCheck, matches, shown
 from loaded_mp.checks.stream import OverTls, Stream, connected
-from loaded_mp.fields import Address, Port
+from loaded_mp.fields import Endpoint
 
 
 def _statuses(text: str) -> str:
@@ -45,10 +45,9 @@ Statuses = Annotated[
 ]
 
 
-class WebCheck(Check):
+class WebCheck(PortCheck):
     """Ask for a page. Redirects are answers, and not followed."""
 
-    port: Port
     method: Literal["GET", "HEAD", "OPTIONS", "POST"] = "GET"
     path: Visible = Field(default="/", min_length=1, max_length=2_048)
     host: Visible = Field(default="", max_length=253)  #: the header; empty: the address
@@ -60,11 +59,11 @@ class WebCheck(Check):
 
     scheme: ClassVar[str] = "http"
 
-    async def attempt(self, address: Address) -> Finding:
+    async def attempt(self, endpoint: Endpoint) -> Finding:
         """Serves if status and body are as expected."""
-        async with connected(address, self.port, self._tls()) as stream:
+        async with connected(endpoint, self._tls()) as stream:
             expires_s = stream.certificate_expires_s()
-            status = await self._ask(stream, self._request(self.host or at(address, self.port)))
+            status = await self._ask(stream, self._request(self.host or str(endpoint)))
         return Finding(said=f"status {status}", certificate_expires_s=expires_s)
 
     def _tls(self) -> OverTls | None:
@@ -108,27 +107,28 @@ class WebCheck(Check):
             raise Fault(f"status {status}, answered {shown(answer)}, expected {self.expect!r}")
         return status
 
-    def question(self, address: Address) -> str:
+    def question(self, endpoint: Endpoint) -> str:
         """As in "GET http://10.0.0.1:80/"."""
-        return f"{self.method} {self.scheme}://{at(address, self.port)}{self.path}"
+        return f"{self.method} {self.scheme}://{endpoint}{self.path}"
 
     def __str__(self) -> str:
-        return f"{self.scheme.upper()} {self.method} {self.path} port {self.port}"
+        return f"{self.scheme.upper()} {self.method} {self.path}{self.at_port}"
 
 
 class HttpCheck(WebCheck):
     """Over a bare connection."""
 
     type: Literal["http"] = "http"
-    port: Port = 80
+
+    usual_port: ClassVar[int | None] = 80
 
 
 class HttpsCheck(OverTls, WebCheck):
     """Over TLS."""
 
     type: Literal["https"] = "https"
-    port: Port = 443
 
+    usual_port: ClassVar[int | None] = 443
     scheme: ClassVar[str] = "https"
 
     def _tls(self) -> OverTls:

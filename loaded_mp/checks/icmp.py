@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from loaded_mp.checks.check import Check, Finding
 from loaded_mp.checks.datagram import asked
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 
 
 class _Echo(NamedTuple):
@@ -28,18 +28,18 @@ class IcmpCheck(Check):
 
     type: Literal["icmp"] = "icmp"
 
-    async def attempt(self, address: Address) -> Finding:
+    async def attempt(self, endpoint: Endpoint) -> Finding:
         """Serves if it echoes what was sent."""
         text = os.urandom(16)  # tells our replies from those to others
-        request = echo_request(address.version, text)
-        async with asked(address, 0, request, _ECHO[address.version].protocol) as answered:
+        request = echo_request(endpoint.version, text)
+        async with asked(endpoint, request, _ECHO[endpoint.version].protocol) as answered:
             while True:
-                if is_echo(address.version, await answered(), text):
+                if is_echo(endpoint.version, await answered(), text):
                     return Finding(said="echoed")
 
-    def question(self, address: Address) -> str:
+    def question(self, endpoint: Endpoint) -> str:
         """As in "ping 10.0.0.1"."""
-        return f"ping {address}"
+        return f"ping {endpoint.ip}"
 
     def __str__(self) -> str:
         return "ICMP echo"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from loaded_mp.checks.check import Check, Fault, Finding, LocalError, SilentError, fault_of, is_local
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 from loaded_mp.log import event
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ class Target(NamedTuple):
     """Who is asked what."""
 
     backend: int  #: backend id
-    address: Address
+    endpoint: Endpoint
     check: Check
 
     @property
     def question(self) -> str:
         """What is asked, for people."""
-        return self.check.question(self.address)
+        return self.check.question(self.endpoint)
 
 
 Targets = Collection[Target]
@@ -203,7 +203,7 @@ class Runner:
         started_s = clock()
         try:
             async with asyncio.timeout(check.timeout_s):
-                return await check.attempt(target.address)
+                return await check.attempt(target.endpoint)
         except Fault as fault:
             return Finding(str(fault))
         except TimeoutError as error:

@@ -18,16 +18,17 @@ from loaded_mp.checks.check import (
     Expression,
     Fault,
     LocalError,
+    PortCheck,
     matches,
     shown,
 )
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 
 #: Closing resets the connection: neither side is left with TIME_WAIT, and nobody waits for a FIN.
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
-class Conversation(Check):
+class Conversation(PortCheck):
     """The settings of a check that may say something on its connection, and wait for an answer."""
 
     send: Bytes = ""
@@ -117,11 +118,11 @@ class Stream:
 
 
 @contextlib.asynccontextmanager
-async def connected(address: Address, port: int, tls: OverTls | None = None) -> AsyncIterator[Stream]:
+async def connected(endpoint: Endpoint, tls: OverTls | None = None) -> AsyncIterator[Stream]:
     """A connection while the context lasts. Raises Fault (of TLS), OSError, LocalError."""
-    connection = await connect(address, port)
+    connection = await connect(endpoint)
     if tls:
-        async with _encrypted(connection, tls, str(address)) as stream:
+        async with _encrypted(connection, tls, str(endpoint.ip)) as stream:
             yield stream
         return
     loop = asyncio.get_running_loop()
@@ -156,13 +157,13 @@ async def _encrypted(connection: socket.socket, tls: OverTls, address: str) -> A
         writer.transport.abort()
 
 
-async def connect(address: Address, port: int) -> socket.socket:
+async def connect(endpoint: Endpoint) -> socket.socket:
     """A connection, to be closed by whoever asked. Raises OSError."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    family = socket.AF_INET if endpoint.version == 4 else socket.AF_INET6
     connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        await asyncio.get_running_loop().sock_connect(connection, (str(address), port))
+        await asyncio.get_running_loop().sock_connect(connection, (str(endpoint.ip), endpoint.port or 0))
     except BaseException:
         connection.close()
         raise

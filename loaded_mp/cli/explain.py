@@ -1,11 +1,13 @@
 """loaded-mp explain: what would happen to a packet now, and why."""
 
+from ipaddress import ip_address
 from textwrap import wrap
 
 import click
 
 from loaded_mp.cli.asking import answer_to
 from loaded_mp.cli.table import named
+from loaded_mp.fields import Endpoint
 from loaded_mp.status import CandidateStatus, Explanation
 
 #: Of many backends the first are shown.
@@ -50,12 +52,14 @@ def _lines(found: Explanation) -> list[str]:
         said.append(f"          and {len(found.candidates) - _SHOWN:,} more")
     if not found.backend:
         return [*said, f"goes to   nowhere: {found.why}"]
+    vip = Endpoint(ip_address(found.vip), found.port if found.backend_port else None)
+    backend = Endpoint(Endpoint.read(found.address).ip, found.backend_port)
     return [
         *said,
         f"goes to   {named(found.backend, found.address)}: {found.why}",
         f"addresses (forwarding {found.forwarding})",
-        f"          destination {found.vip} becomes {found.address}",
-        f"          in replies source {found.address} becomes {found.vip}",
+        f"          destination {vip} becomes {backend}",
+        f"          in replies source {backend} becomes {vip}",
     ]
 
 

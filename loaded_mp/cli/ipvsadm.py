@@ -5,7 +5,9 @@ each of its VIPs and listeners.
 """
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 
+from loaded_mp.fields import Endpoint, Listener
 from loaded_mp.status import BackendStatus, ServiceStatus, Status
 
 _COLUMNS = ("new_flows", "to_backend_packets", "to_client_packets", "to_backend_bytes", "to_client_bytes")
@@ -25,15 +27,20 @@ def ipvsadm(now: Status) -> Iterator[str]:
 
 
 def _virtual(service: ServiceStatus, vip: str, rates: bool) -> Iterator[str]:
-    backends = [each for each in service.backends if (":" in each.address) == (":" in vip)]
-    figures = [_figures(each, rates) for each in backends]
-    for listener in service.listen or ("any",):
-        protocol, _, port = listener.partition("/")
-        yield _line(
-            f"{protocol.upper():<4} {_at(vip, port)}", [sum(each) for each in zip(*figures, strict=True)]
-        )
-        for backend, row in zip(backends, figures, strict=True):
-            yield _line(f"  -> {_at(backend.address, port)}", row)
+    family = ip_address(vip).version
+    backends = [
+        (endpoint, each)
+        for each in service.backends
+        if (endpoint := Endpoint.read(each.address)).version == family
+    ]
+    figures = [_figures(each, rates) for _, each in backends]
+    for text in service.listen or ("any",):
+        listener = None if text == "any" else Listener.model_validate(text)
+        total = [sum(each) for each in zip(*figures, strict=True)]
+        yield _line(f"{text.partition('/')[0].upper():<4} {_at(vip, listener)}", total)
+        for (endpoint, _), row in zip(backends, figures, strict=True):
+            own = listener.at(endpoint.port) if listener else None
+            yield _line(f"  -> {_at(str(endpoint.ip), own)}", row)
 
 
 def _figures(backend: BackendStatus, rates: bool) -> list[int]:
@@ -41,8 +48,9 @@ def _figures(backend: BackendStatus, rates: bool) -> list[int]:
     return [round(source[name]) for name in _COLUMNS]
 
 
-def _at(address: str, port: str) -> str:
-    return f"[{address}]:{port or 0}" if ":" in address else f"{address}:{port or 0}"
+def _at(address: str, listener: Listener | None) -> str:
+    port = str(listener or "").partition("/")[2] or "0"
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _line(first: str, figures: list[int]) -> str:

@@ -4,15 +4,19 @@ This looks at data that is not checked yet, so that contradictions are reported 
 wrong by themselves. A wrong value takes no part here, and nothing is called absent that may only be misspelt.
 """
 
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 from typing import Any, TypeVar
 
-from loaded_mp.fields import Address, Interface, Listener
+from loaded_mp.checks import CHECKS
+from loaded_mp.checks.check import PortCheck
+from loaded_mp.fields import LAST_PORT, Address, Endpoint, Interface, Listener, Ports, port_range
 
 Contradiction = tuple[tuple[str | int, ...], str]
 T = TypeVar("T")
+Who = TypeVar("Who")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class _Service:
     name: str
     vips: dict[int, Interface]  #: by their row
     listen: tuple[Listener, ...] | None  #: None: it could not be read
-    backends: dict[int, Address]  #: by their row
+    backends: dict[int, Endpoint]  #: by their row
+    checks: list[tuple[tuple[str | int, ...], dict[str, Any]]]  #: with their places in the service
     idle: bool  #: no backend has a weight, and nobody said so
     whole: bool  #: every VIP and backend could be read
     discovers: bool  #: backends may come later
@@ -34,7 +39,7 @@ def contradictions(data: dict[str, Any]) -> Iterator[Contradiction]:
     yield from _numbers(data)
     yield from _discovery(data)
     services = [_service(number, table) for number, table in tables(data.get("services"))]
-    backends = {backend for service in services for backend in service.backends.values()}
+    backends = {backend.ip for service in services for backend in service.backends.values()}
     names: set[str] = set()
     answering: dict[Address, list[_Service]] = {}  #: by VIP, the services so far
     for service in services:
@@ -78,7 +83,7 @@ def _list(value: object) -> list[Any]:
 def _service(number: int, table: dict[str, Any]) -> _Service:
     vips = {row: _address(ip_interface, each) for row, each in enumerate(_list(table.get("vips")))}
     rows = tables(table.get("backends"))
-    backends = {row: _address(ip_address, each.get("address")) for row, each in rows}
+    backends = {row: _address(Endpoint.read, each.get("address")) for row, each in rows}
     listen = [_read(Listener.model_validate, each) for each in _list(table.get("listen", []))]
     return _Service(
         number,
@@ -86,10 +91,17 @@ def _service(number: int, table: dict[str, Any]) -> _Service:
         {row: vip for row, vip in vips.items() if vip},
         tuple(each for each in listen if each) if all(listen) else None,
         {row: backend for row, backend in backends.items() if backend},
+        _checks(table.get("checks")),
         bool(rows) and all(each.get("weight") == 0 for _, each in rows) and not table.get("all_zero"),
         bool(vips and backends) and all(vips.values()) and all(backends.values()),
         isinstance(table.get("discovery"), dict),
     )
+
+
+def _checks(value: object) -> list[tuple[tuple[str | int, ...], dict[str, Any]]]:
+    if isinstance(value, dict):
+        return [(("checks",), value)]
+    return [(("checks", row), each) for row, each in tables(value)]
 
 
 def _discovery(data: dict[str, Any]) -> Iterator[Contradiction]:
@@ -147,16 +159,53 @@ def _within(service: _Service) -> Iterator[Contradiction]:
         if vip.ip in seen:
             yield place, f"found {vip.ip} twice, expected it once"
         seen.add(vip.ip)
-    seen = set()
     for row, backend in service.backends.items():
         place = (*here, "backends", row, "address")
-        if text := _odd(backend):
+        if text := _odd(backend.ip):
             yield place, text
         if service.whole and backend.version not in offered:
             yield place, f"no VIP has an IPv{backend.version} address, expected one for {backend}"
-        if backend in seen:
-            yield place, f"found {backend} twice in the service, expected it once (use weight)"
-        seen.add(backend)
+    if service.listen is not None:
+        for row, text in misfits(service.listen, service.backends.items()):
+            yield (*here, "backends", row, "address"), text
+        for where, check in service.checks:
+            if _lacks_a_port(check) and port_range(service.listen) is None:
+                yield (*here, *where, "port"), "missing, expected a port, as listen does not name just one"
+
+
+def misfits(
+    listen: Iterable[Listener], backends: Iterable[tuple[Who, Endpoint]]
+) -> Iterator[tuple[Who, str]]:
+    """Backends of a service whose ports fit neither what it listens to nor each other; and why."""
+    ports = port_range(listen)
+    seen: dict[Address, list[int]] = {}  #: the first ports, in ascending order
+    for who, backend in backends:
+        if backend.port is not None and ports is None:
+            yield who, f"found the port {backend.port}, expected listen to name one port or range for it"
+            continue
+        mine = (ports or Ports(0, 0)).at(backend.port)
+        if mine.last > LAST_PORT:
+            yield who, f"found {backend}, expected as many ports from {backend.port} on as listen names"
+        there = seen.setdefault(backend.ip, [])
+        place = bisect(there, mine.first)
+        if mine.first in there[max(0, place - 1) : place]:
+            yield who, f"found {backend} twice in the service, expected it once (use weight)"
+        elif any(
+            abs(mine.first - each) <= mine.last - mine.first for each in there[max(0, place - 1) : place + 1]
+        ):
+            yield who, f"found {backend}, which has ports of another backend, expected others"
+        there.insert(place, mine.first)
+
+
+def _lacks_a_port(check: dict[str, Any]) -> bool:
+    kind = check.get("type", CHECKS[0].model_fields["type"].default)
+    model = next((each for each in CHECKS if each.model_fields["type"].default == kind), None)
+    return (
+        model is not None
+        and issubclass(model, PortCheck)
+        and model.usual_port is None
+        and check.get("port") is None
+    )
 
 
 def _overlap(one: tuple[Listener, ...] | None, other: tuple[Listener, ...] | None) -> bool:

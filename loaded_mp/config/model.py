@@ -22,16 +22,20 @@ from loaded_mp.config.user import default_user
 from loaded_mp.fields import (
     AddressField,
     BroadcastField,
+    Endpoint,
+    EndpointField,
     HostAndPort,
     IdleSeconds,
     InterfaceField,
     InterfaceName,
     Listener,
     NetworkField,
+    Ports,
     Seconds,
     Settings,
     Weight,
     one_of,
+    port_range,
 )
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import MAX_WORKERS, Affinity
@@ -95,7 +99,7 @@ class ClientAffinity(Settings):
 class Backend(Settings):
     """A machine that answers for a service."""
 
-    address: AddressField
+    address: EndpointField  #: with a port where that is another one than clients ask for
     weight: Weight = 1
     name: str = ""  #: for people; the address where it is empty
     check_address: AddressField | None = None  #: who is asked in its place; None: itself
@@ -192,6 +196,17 @@ class Service(Settings):
     discovery: Discovery | None = None
     #: There may be none where they are discovered.
     backends: tuple[Backend, ...] = Field(default=(), validate_default=True)
+
+    @property
+    def ports(self) -> Ports | None:
+        """Those that a backend's own port stands for; None: there are no such."""
+        return port_range(self.listen)
+
+    def asked(self, check: Check, backend: Backend) -> Endpoint:
+        """Who is asked by a check about a backend."""
+        own, listened = backend.address.port, self.ports.first if self.ports else None
+        address = check.address or backend.check_address or backend.address.ip
+        return Endpoint(address, check.port_of(own, listened))
 
     @field_validator("backends", mode="after")
     @classmethod

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from loaded_mp.config.errors import ConfigError, Mistake
 from loaded_mp.config.file import read_file
 from loaded_mp.config.model import Backend
 from loaded_mp.config.toml import parse_toml
-from loaded_mp.fields import Address, AddressField, Settings
+from loaded_mp.fields import Endpoint, EndpointField, Settings
 
 #: Of the file as it was, behind its name.
 BACKUP = ".before-save"
@@ -26,17 +25,17 @@ class Unsaved(Settings):
 
     file: Path | None  #: a TOML file, absolute; None: the configuration is not from one
     added: tuple[tuple[str, Backend], ...] = ()
-    removed: tuple[tuple[str, AddressField], ...] = ()
-    weights: tuple[tuple[str, AddressField, int], ...] = ()  #: the operator's
+    removed: tuple[tuple[str, EndpointField], ...] = ()
+    weights: tuple[tuple[str, EndpointField, int], ...] = ()  #: the operator's
 
     def lines(self) -> list[str]:
         """It, for people."""
         return [
-            *(f"service {name}: - backend {address}" for name, address in self.removed),
+            *(f"service {name}: - backend {endpoint}" for name, endpoint in self.removed),
             *(f"service {name}: + backend {each.address}, weight {each.weight}" for name, each in self.added),
             *(
-                f"service {name}: backend {address}: weight {weight}"
-                for name, address, weight in self.weights
+                f"service {name}: backend {endpoint}: weight {weight}"
+                for name, endpoint, weight in self.weights
             ),
         ]
 
@@ -65,13 +64,13 @@ def changed(text: str, name: str, unsaved: Unsaved) -> str:
     """The text of the file `name`, which has no mistakes, with the changes. Raises ConfigError."""
     document: Any = tomlkit.parse(text)
     services = {str(each["name"]): each for each in document["service"]}
-    for service, address in unsaved.removed:
-        _remove(_service(services, service, name), address)
+    for service, endpoint in unsaved.removed:
+        _remove(_service(services, service, name), endpoint)
     for service, backend in unsaved.added:
         _add(_service(services, service, name), backend)
-    for service, address, weight in unsaved.weights:
+    for service, endpoint, weight in unsaved.weights:
         for each in _service(services, service, name).get("backend", ()):
-            if _address(each) == address:
+            if _endpoint(each) == endpoint:
                 each["weight"] = weight
     return tomlkit.dumps(document)
 
@@ -97,9 +96,9 @@ def _service(services: dict[str, Any], service: str, name: str) -> Any:
     return services[service]
 
 
-def _remove(service: Any, address: Address) -> None:
+def _remove(service: Any, endpoint: Endpoint) -> None:
     backends = service.get("backend", ())
-    place = next((place for place, each in enumerate(backends) if _address(each) == address), None)
+    place = next((place for place, each in enumerate(backends) if _endpoint(each) == endpoint), None)
     if place is None:
         return
     gone = backends[place]
@@ -112,7 +111,7 @@ def _add(service: Any, backend: Backend) -> None:
     if "backend" not in service:  # those that it has are discovered
         service["backend"] = tomlkit.aot()
     backends = service["backend"]
-    if any(_address(each) == backend.address for each in backends):
+    if any(_endpoint(each) == backend.address for each in backends):
         return
     last = backends[-1] if len(backends) else None
     new = tomlkit.table() if last is None or isinstance(last, Table) else tomlkit.inline_table()
@@ -124,8 +123,8 @@ def _add(service: Any, backend: Backend) -> None:
     backends.append(new)
 
 
-def _address(backend: Any) -> Address:
-    return ip_address(str(backend["address"]))
+def _endpoint(backend: Any) -> Endpoint:
+    return Endpoint.read(str(backend["address"]))
 
 
 def _behind(table: Table) -> list[_Line]:

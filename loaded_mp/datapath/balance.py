@@ -1,5 +1,7 @@
 """What becomes of one packet: direction, flow, backend, rewriting. No I/O and no clock."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
@@ -8,17 +10,21 @@ from loaded_mp.datapath.lookup import (
     NO_PORT,
     Ends,
     address_row,
+    answers,
+    as_client_asks,
     ends_of,
-    member_of,
+    listener_of,
+    port_asked,
     service_of,
     vip_of,
     vip_row,
+    with_port,
 )
 from loaded_mp.datapath.messages import NF_ACCEPT, NF_DROP, NF_REPEAT, Decision, Queued, from_client
 from loaded_mp.datapath.work import Work
 from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, REJECTED, VIP
-from loaded_mp.memory.snapshot import Answer, Flag, ServiceColumn
+from loaded_mp.memory.snapshot import Answer, Flag, ListenerColumn, PortColumn, ServiceColumn
 from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
 from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, Header, parse
 from loaded_mp.packet.reasons import FATES, Fate, Reason
@@ -88,13 +94,12 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
     vip = vip_row(snapshot, ends.server)
     if vip < 0:
         return Reason.NO_SERVICE, -1, 0
-    mark = VIP + snapshot.vip_listeners[vip, 2]
     if header.kind == KIND_ERROR:
-        reason, backend = _error_to_backend(packet, header, work, vip)
-        return reason, backend, mark
-    service = service_of(snapshot, vip, ends.protocol, _port(header, ends))
-    if service < 0:
+        return _error_to_backend(packet, header, work, vip)
+    listener = listener_of(snapshot, vip, ends.protocol, _port(header, ends))
+    if listener < 0:
         return Reason.NO_SERVICE, -1, 0
+    service = snapshot.listeners[listener, ListenerColumn.SERVICE]
     step = step_of(packet, header) if _is_tcp(header) else Step.GOES_ON
     backend = backend_for(work, service, ends, step)
     if backend == NO_BACKEND and snapshot.services[service][ServiceColumn.REJECTS]:
@@ -110,33 +115,35 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
         return Reason.ENDED, -1, 0
     if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK and not stops & Flag.ENDING:
         return Reason.OK, backend, BACKEND + backend
-    set_destination(packet, header, snapshot.backend_bytes[backend, : address_length(header.version)])
+    address = snapshot.backend_bytes[backend, : address_length(header.version)]
+    set_destination(packet, header, address, _backend_port(work, backend, ends))
     _count_to_backend(work, backend, header)
     work.backends_counted[backend][BackendCounter.CONNECTIONS] += np.uint64(step == Step.BEGINS)
-    return Reason.OK, backend, mark
+    return Reason.OK, backend, VIP + snapshot.listeners[listener, ListenerColumn.VIP]
 
 
 @compiled
-def _error_to_backend(packet: Bytes, header: Header, work: Work, vip: int) -> tuple[Reason, int]:
-    """An ICMP error about a packet VIP->client: to the backend that has this client."""
+def _error_to_backend(packet: Bytes, header: Header, work: Work, vip: int) -> tuple[Reason, int, int]:
+    """An ICMP error about a packet VIP->client: to the backend that has this client. As `_to_backend`."""
     snapshot = work.snapshot
     quote = parse(packet, header.upper + _ICMP_HEADER, header.end, True)
     if quote.reason != Reason.OK or quote.version != header.version:
-        return Reason.BAD_QUOTE, -1
+        return Reason.BAD_QUOTE, -1, 0
     ends = ends_of(packet, quote, False)
     if vip_row(snapshot, ends.server) != vip:
-        return Reason.NO_FLOW, -1
-    service = service_of(snapshot, vip, ends.protocol, _port(quote, ends))
-    if service < 0:
-        return Reason.NO_SERVICE, -1
-    backend = home_of(work, service, ends)
+        return Reason.NO_FLOW, -1, 0
+    listener = listener_of(snapshot, vip, ends.protocol, _port(quote, ends))
+    if listener < 0:
+        return Reason.NO_SERVICE, -1, 0
+    backend = home_of(work, snapshot.listeners[listener, ListenerColumn.SERVICE], ends)
     if backend < 0:
-        return Reason.NO_FLOW, -1
+        return Reason.NO_FLOW, -1, 0
     address = snapshot.backend_bytes[backend, : address_length(header.version)]
-    set_quoted_source(packet, header, quote, address)
-    set_destination(packet, header, address)
+    port = _backend_port(work, backend, ends)
+    set_quoted_source(packet, header, quote, address, port)
+    set_destination(packet, header, address, port)
     _count_to_backend(work, backend, header)
-    return Reason.OK, backend
+    return Reason.OK, backend, VIP + snapshot.listeners[listener, ListenerColumn.VIP]
 
 
 @compiled
@@ -146,10 +153,10 @@ def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Re
         return Reason.LINK, -1
     if header.kind == KIND_ERROR:
         return _error_to_client(packet, header, mark, work)
-    ends = ends_of(packet, header, False)
-    reason, backend, vip = _connection_of(work, header, ends, mark)
+    reason, backend, vip, ends = _connection_of(work, header, ends_of(packet, header, False), mark)
     if reason == Reason.GONE and vip >= 0 and _is_tcp(header):
-        set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
+        address = work.snapshot.vip_bytes[vip, : address_length(header.version)]
+        set_source(packet, header, address, ends.service_port)
         return Reason.TOLD, -1
     if reason != Reason.OK:
         return reason, -1
@@ -162,7 +169,8 @@ def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Re
         counted[BackendCounter.REFUSALS if refuses(packet, header) else BackendCounter.RESETS] += _ONE
     elif not _is_tcp(header) or says_something(packet, header):
         counted[BackendCounter.WORDS] += _ONE
-    set_source(packet, header, work.snapshot.vip_bytes[vip, : address_length(header.version)])
+    address = work.snapshot.vip_bytes[vip, : address_length(header.version)]
+    set_source(packet, header, address, ends.service_port)
     _count_to_client(work, backend, header)
     return Reason.OK, backend
 
@@ -177,67 +185,96 @@ def _error_to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tu
     quote = parse(packet, header.upper + _ICMP_HEADER, header.end, True)
     if quote.reason != Reason.OK or quote.version != header.version:
         return Reason.BAD_QUOTE, -1
-    ends = ends_of(packet, quote, True)
-    reason, backend, vip = _connection_of(work, quote, ends, mark)
+    reason, backend, vip, ends = _connection_of(work, quote, ends_of(packet, quote, True), mark)
     if reason != Reason.OK:
         return reason, -1
     address = work.snapshot.vip_bytes[vip, : address_length(header.version)]
-    set_quoted_destination(packet, header, quote, address)
+    set_quoted_destination(packet, header, quote, address, ends.service_port)
     sender = read_address(packet, source_at(header.version, header.start), header.version)
     if sender.high == ends.server.high and sender.low == ends.server.low:
-        set_source(packet, header, address)
+        set_source(packet, header, address, ends.service_port)
     _count_to_client(work, backend, header)
     work.backends_counted[backend][BackendCounter.ERRORS] += _ONE
     return Reason.OK, backend
 
 
-@compiled
-def _connection_of(work: Work, header: Header, ends: Ends, mark: int) -> tuple[Reason, int, int]:
-    """Backend id and VIP id of the connection between client and backend that a packet belongs to, or -1.
+class Connection(NamedTuple):
+    """The connection between client and backend that a packet belongs to."""
 
-    Its mark says by which VIP it came, and that it came by one. `header` is that of the packet, or of the one
-    that an ICMP error quotes.
+    reason: Reason  #: OK, or why there is none
+    backend: int  #: its id, or -1
+    vip: int  #: VIP id by which it came, or -1
+    ends: Ends  #: with the port that the client asks for
+
+
+@compiled
+def _connection_of(work: Work, header: Header, ends: Ends, mark: int) -> Connection:
+    """The connection of a packet with these ends.
+
+    Its mark says by which VIP of which service it came, and that it came by one. `header` is that of the
+    packet, or of the one that an ICMP error quotes.
     """
     snapshot = work.snapshot
     vip, row = vip_of(mark), address_row(snapshot, ends.server)
     if vip < 0:
         return _unmarked(work, row, header, ends)
-    service = -1
-    if snapshot.vip_rows[vip] >= 0:
-        service = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, _port(header, ends))
-    else:
+    if snapshot.vip_rows[vip] < 0:
         vip = -1
-    backend = member_of(snapshot, row, service) if row >= 0 and service >= 0 else -1
+    backend = _member_of(work, snapshot.vip_services[vip], row, header, ends) if vip >= 0 and row >= 0 else -1
     if backend >= 0:
-        return Reason.OK, backend, vip
+        ends = as_client_asks(snapshot, backend, header, ends)
+        if service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, _port(header, ends)) >= 0:
+            return Connection(Reason.OK, backend, vip, ends)
+    elif vip >= 0:
+        ends = with_port(ends, port_asked(snapshot, vip, ends.protocol, ends.service_port))
     # A client may go on with the same ports without the VIP: then this is its own packet.
     to_backend = row < 0 and address_row(snapshot, ends.client) >= 0
-    return (Reason.NO_FLOW if to_backend else Reason.GONE), -1, vip
+    return Connection(Reason.NO_FLOW if to_backend else Reason.GONE, -1, vip, ends)
 
 
 @compiled
-def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> tuple[Reason, int, int]:
+def _member_of(work: Work, service: int, row: int, header: Header, ends: Ends) -> int:
+    """The backend id in a service that the address in (row) `row` has at the port of a packet, or -1.
+
+    Where the packet has no port and the address several, it is the one that has the client.
+    """
+    snapshot = work.snapshot
+    found = -1
+    first = snapshot.address_members[row, 0]
+    for at in range(first, first + snapshot.address_members[row, 1]):
+        backend = snapshot.members[at]
+        if snapshot.backend_services[backend] == service and answers(
+            snapshot, backend, header, ends.service_port
+        ):
+            found = backend if found < 0 or has_flow(work, backend, ends) else found
+    return found
+
+
+@compiled
+def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> Connection:
     """As `_connection_of`, for a packet that conntrack knows nothing of: by the client's flow."""
     snapshot = work.snapshot
+    found = Connection(Reason.NO_FLOW, -1, -1, ends)
     if row < 0:
-        return Reason.NO_FLOW, -1, -1
-    port = _port(header, ends)
-    found, found_vip = -1, -1
+        return found
     first = snapshot.address_members[row, 0]
     for at in range(first, first + snapshot.address_members[row, 1]):
         backend = snapshot.members[at]
         service, vip = snapshot.backend_services[backend], snapshot.backend_vips[backend]
-        listens = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, port) == service
-        if listens and has_flow(work, backend, ends):
+        asked = as_client_asks(snapshot, backend, header, ends)
+        listener = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, _port(header, asked))
+        may_be = listener == service and answers(snapshot, backend, header, ends.service_port)
+        if may_be and has_flow(work, backend, asked):
             # The kernel would take it for a new connection, and could not translate the client's then.
             marks = snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK
             if snapshot.backend_flags[backend] & Flag.HELD:
-                return Reason.HELD, -1, -1
+                return Connection(Reason.HELD, -1, -1, ends)
             told = snapshot.backend_flags[backend] & _TELL_THE_OTHER
-            if (marks and not told) or found >= 0 or snapshot.backend_flags[backend] & Flag.SEVERAL:
-                return Reason.UNMARKED, -1, -1
-            found, found_vip = backend, vip
-    return (Reason.OK if found >= 0 else Reason.NO_FLOW), found, found_vip
+            several = snapshot.backend_flags[backend] & Flag.SEVERAL
+            if (marks and not told) or found.backend >= 0 or several:
+                return Connection(Reason.UNMARKED, -1, -1, ends)
+            found = Connection(Reason.OK, backend, vip, asked)
+    return found
 
 
 @compiled
@@ -282,6 +319,13 @@ def _is_tcp(header: Header) -> bool:
 def _port(header: Header, ends: Ends) -> int:
     """The port that listeners are asked for."""
     return NO_PORT if header.kind == KIND_FRAGMENT else ends.service_port
+
+
+@compiled
+def _backend_port(work: Work, backend: int, ends: Ends) -> int:
+    """The port at which a backend answers what its client asks for."""
+    port: int = ends.service_port + work.snapshot.backend_ports[backend, PortColumn.SHIFT]
+    return port
 
 
 @compiled

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from loaded_mp.compiled import Bytes, compiled
 from loaded_mp.memory.marks import VIP, VIP_MASK
-from loaded_mp.memory.snapshot import ListenerColumn, Snapshot
+from loaded_mp.memory.snapshot import ListenerColumn, PortColumn, Snapshot
 from loaded_mp.packet.address import Address128, destination_at, read_address, source_at
 from loaded_mp.packet.checksum import read16
 from loaded_mp.packet.header import KIND_PORTS, KIND_QUERY, Header
@@ -71,7 +71,15 @@ def _row_of(addresses: npt.NDArray[np.uint64], rows: int, address: Address128) -
 
 @compiled
 def service_of(snapshot: Snapshot, vip: int, protocol: int, port: int) -> int:
-    """The service id of a packet for (row) `vip`, or -1. The first listener that fits counts."""
+    """The service id of a packet for (row) `vip`, or -1."""
+    row = listener_of(snapshot, vip, protocol, port)
+    service: int = snapshot.listeners[row, ListenerColumn.SERVICE] if row >= 0 else -1
+    return service
+
+
+@compiled
+def listener_of(snapshot: Snapshot, vip: int, protocol: int, port: int) -> int:
+    """The row of `listeners` for a packet for (row) `vip`, or -1. The first one that fits counts."""
     first = snapshot.vip_listeners[vip, 0]
     for row in range(first, first + snapshot.vip_listeners[vip, 1]):
         listener = snapshot.listeners[row]
@@ -79,23 +87,49 @@ def service_of(snapshot: Snapshot, vip: int, protocol: int, port: int) -> int:
             continue
         fits = listener[ListenerColumn.FIRST_PORT] <= port <= listener[ListenerColumn.LAST_PORT]
         if port == NO_PORT or fits:
-            service: int = listener[ListenerColumn.SERVICE]
-            return service
+            return row
     return -1
 
 
 @compiled
-def member_of(snapshot: Snapshot, row: int, service: int) -> int:
-    """The backend id that the address in (row) `row` has in a service, or -1."""
-    first = snapshot.address_members[row, 0]
-    for at in range(first, first + snapshot.address_members[row, 1]):
-        backend: int = snapshot.members[at]
-        if snapshot.backend_services[backend] == service:
-            return backend
-    return -1
+def answers(snapshot: Snapshot, backend: int, header: Header, port: int) -> bool:
+    """Whether a packet of (or for) this port of its address may be a backend's."""
+    ports = snapshot.backend_ports[backend]
+    return bool(header.kind != KIND_PORTS or ports[PortColumn.FIRST] <= port <= ports[PortColumn.LAST])
+
+
+@compiled
+def as_client_asks(snapshot: Snapshot, backend: int, header: Header, ends: Ends) -> Ends:
+    """The ends of a backend's packet with the port that its client asks for."""
+    if header.kind != KIND_PORTS:
+        return ends
+    return with_port(ends, ends.service_port - snapshot.backend_ports[backend, PortColumn.SHIFT])
+
+
+@compiled
+def with_port(ends: Ends, port: int) -> Ends:
+    """The same ends with another port of the service."""
+    return Ends(ends.protocol, ends.client, ends.client_port, ends.server, port)
+
+
+@compiled
+def port_asked(snapshot: Snapshot, vip: int, protocol: int, port: int) -> int:
+    """The port that a client asks for where a backend that is gone answers from `port`, by VIP id.
+
+    That is the same one or, if its service does not listen to that, the only one that it listens to.
+    """
+    row, only = snapshot.vip_rows[vip], port
+    first = snapshot.vip_listeners[row, 0]
+    for listener in snapshot.listeners[first : first + snapshot.vip_listeners[row, 1]]:
+        if listener[ListenerColumn.VIP] == vip and listener[ListenerColumn.PROTOCOL] in (0, protocol):
+            if listener[ListenerColumn.FIRST_PORT] <= port <= listener[ListenerColumn.LAST_PORT]:
+                return port
+            if listener[ListenerColumn.FIRST_PORT] == listener[ListenerColumn.LAST_PORT]:
+                only = listener[ListenerColumn.FIRST_PORT]
+    return only
 
 
 @compiled
 def vip_of(mark: int) -> int:
-    """The id of the VIP by which a packet's connection came, as its mark says, or -1."""
+    """The VIP id by which a packet's connection came, as its mark says, or -1."""
     return mark & ~VIP_MASK if mark & VIP_MASK == VIP else -1

@@ -11,7 +11,7 @@ from loaded_mp.checks.runner import Target
 from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.discovery.echo import Heard, Question, hear, questions
 from loaded_mp.discovery.found import Absences, belongs, candidates, members, networks, some
-from loaded_mp.fields import Address, Interface
+from loaded_mp.fields import Address, Endpoint, Interface
 from loaded_mp.log import event
 from loaded_mp.network.errors import NetworkError
 
@@ -33,7 +33,7 @@ class Members(Protocol):
     async def add(self, service: str, backend: Backend) -> list[str]:
         """Add a backend to a service."""
 
-    async def remove(self, service: str, address: Address) -> list[str]:
+    async def remove(self, service: str, endpoint: Endpoint) -> list[str]:
         """Take a backend out of a service."""
 
 
@@ -43,7 +43,7 @@ class Finder:
 
     config: Callable[[], Config]  #: that runs now
     members: Members
-    fault: Callable[[str, Address], str | None]  #: why a service's backend is down; None: it is up
+    fault: Callable[[str, Endpoint], str | None]  #: why a service's backend is down; None: it is up
     attempt: Callable[[Target], Awaitable[Finding]]  #: raises LocalError, SilentError
     #: Of this machine, with their interfaces. Raises NetworkError.
     addresses: Callable[[], Awaitable[Sequence[tuple[str, Interface]]]]
@@ -118,7 +118,9 @@ class Finder:
         assert service.discovery
         there = members(service)
         silent = {each for each in there if heard.whole and each not in heard.answered}
-        faults = {each: fault for each in there if (fault := self.fault(service.name, each)) is not None}
+        faults = {
+            each: fault for each in there if (fault := self.fault(service.name, Endpoint(each))) is not None
+        }
         absences = self._absences.setdefault(service.name, Absences())
         away = absences.after(there, set(there) - silent - faults.keys(), service.discovery.fall)
         causes = []
@@ -146,7 +148,7 @@ class Finder:
         asked = some(new, min(room, AT_ONCE))
         serve = await asyncio.gather(*(self._serves(now, address) for address in asked))
         for address in (each for each, good in zip(asked, serve, strict=True) if good):
-            backend = Backend(address=address, weight=now.discovery.weight, discovered=True)
+            backend = Backend(address=Endpoint(address), weight=now.discovery.weight, discovered=True)
             if refused := await self.members.add(service.name, backend):
                 return [f"{address} cannot join: {'; '.join(refused)}"]
             log.info(event("joined", service=service.name, backend=address, weight=backend.weight))
@@ -154,8 +156,9 @@ class Finder:
 
     async def _serves(self, service: Service, address: Address) -> bool:
         """Whether it passes the checks now."""
-        checks = [self._passes(Target(_NOBODY, check.address or address, check)) for check in service.checks]
-        passed = await asyncio.gather(*checks)
+        backend = Backend(address=Endpoint(address))
+        targets = [Target(_NOBODY, service.asked(check, backend), check) for check in service.checks]
+        passed = await asyncio.gather(*map(self._passes, targets))
         return any(passed) if service.checks_needed == "any" else all(passed)
 
     async def _passes(self, target: Target) -> bool:
@@ -166,7 +169,7 @@ class Finder:
 
     async def _leave(self, service: Service, address: Address, cause: str) -> list[str]:
         """What hinders it."""
-        if refused := await self.members.remove(service.name, address):
+        if refused := await self.members.remove(service.name, Endpoint(address)):
             return [f"{address} cannot leave: {'; '.join(refused)}"]
         log.warning(event("left", service=service.name, backend=address, cause=cause))
         return []

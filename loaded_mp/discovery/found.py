@@ -27,14 +27,14 @@ def belongs(address: Address, service: Service, config: Config) -> bool:
 
 def members(service: Service) -> list[Address]:
     """Who was discovered and is still there."""
-    return [backend.address for backend in service.backends if backend.discovered]
+    return [backend.address.ip for backend in service.backends if backend.discovered]
 
 
 def candidates(
     answered: Iterable[Address], service: Service, config: Config, own: Set[Address]
 ) -> list[Address]:
     """Those that answered, may join and have not done so; none of them is an address of this machine."""
-    taken = own | {backend.address for backend in service.backends}
+    taken = own | {backend.address.ip for backend in service.backends}
     taken |= {vip.ip for each in config.services for vip in each.vips}
     return [each for each in answered if each not in taken and belongs(each, service, config)]
 

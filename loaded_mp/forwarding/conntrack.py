@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
+from loaded_mp.fields import Endpoint, Listener
 from loaded_mp.forwarding.forwarding import (
     Chain,
     Counted,
@@ -90,7 +91,7 @@ class Conntrack(Forwarding):
         from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
         left = [
-            (connection, connection.destination)
+            Left(connection, connection.destination)
             for backend in place.backends
             for connection in conntrack.connections_with(BACKEND + backend, place.family)
         ]
@@ -102,12 +103,11 @@ class Conntrack(Forwarding):
         """Enter them as translated: where only the backend speaks, no first packet would come to a worker."""
         from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
-        marks = {address: BACKEND + backend for backend, address in place.backends.items()}
         conntrack.enter_connections(
             (
-                (connection, vip, marks[connection.backend])
+                (connection, vip, BACKEND + found[0])
                 for connection, vip in left
-                if connection.port and connection.backend in marks
+                if vip.port and (found := place.behind(connection.backend))
             ),
             place.family,
         )
@@ -120,12 +120,25 @@ def _translating(side: Side) -> Iterator[str]:
     """
     if side.backends:
         yield f"-m mark --mark {_OURS} -j CONNMARK --save-mark"
-    for backend, address in side.backends.items():
-        yield f"-m mark --mark {BACKEND + backend:#x} -j DNAT --to-destination {address}"
+    for backend, endpoint in side.backends.items():
+        listeners = side.listens[backend] if endpoint.port is not None else ()
+        for match, listener in zip(
+            limits(listeners, side.family, "dport"), listeners or (None,), strict=True
+        ):
+            mark = f"-m mark --mark {BACKEND + backend:#x}"
+            yield words(match, mark, f"-j DNAT --to-destination {_destination(endpoint, listener)}")
     for vip, listeners in side.vips.items():
         yield from (
             words(f"-d {vip}", match, side.queue) for match in limits(listeners, side.family, "dport")
         )
+
+
+def _destination(endpoint: Endpoint, listener: Listener | None) -> str:
+    """What DNAT takes: an address, a port, or ports and the first of those that they stand for."""
+    if not (listener and listener.ports) or endpoint.port is None:
+        return str(endpoint.ip)
+    own = listener.ports.at(endpoint.port)
+    return str(endpoint) if own.first == own.last else f"{endpoint}-{own.last}/{listener.first_port}"
 
 
 def _counting(side: Side) -> Iterator[Chain]:
@@ -134,10 +147,10 @@ def _counting(side: Side) -> Iterator[Chain]:
     A packet passes one chain only, so that what it pays for many backends grows with their square root.
     """
     chains: dict[int, list[str]] = {}
-    for backend, address in side.backends.items():
+    for backend, endpoint in side.backends.items():
         rules = chains.setdefault(backend // _COUNTED_TOGETHER, [])
         rules += [
-            f"{way} {address} -m connmark --mark {BACKEND + backend:#x} -j RETURN" for way in ("-d", "-s")
+            f"{way} {endpoint.ip} -m connmark --mark {BACKEND + backend:#x} -j RETURN" for way in ("-d", "-s")
         ]
     for number, rules in chains.items():
         first = BACKEND + number * _COUNTED_TOGETHER

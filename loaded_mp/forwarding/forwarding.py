@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from loaded_mp.fields import Address, Listener, Network
+from loaded_mp.fields import Address, Endpoint, Listener, Network, Ports
 from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network.rules import errors, limits, words
@@ -25,7 +26,10 @@ class Side:
 
     family: Family
     vips: Mapping[Address, tuple[Listener, ...]]  #: what is answered on each; empty: everything
-    backends: Mapping[int, Address]  #: by backend id
+    backends: Mapping[int, Endpoint]  #: by backend id
+    listens: Mapping[
+        int, tuple[Listener, ...]
+    ]  #: what clients ask each of them for, by backend id; empty: everything
     networks: tuple[Network, ...]  #: of all backends
     name_servers: tuple[Address, ...]
     own_addresses: tuple[Address, ...]  #: of this host, within `networks`
@@ -35,16 +39,37 @@ class Side:
     long_packets: bool  #: whether packets may be longer than a queue's message can be
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """One family of a service, whose connections go on in another way."""
 
     family: Family
     vips: Mapping[int, Address]  #: by VIP id
-    backends: Mapping[int, Address]  #: by backend id
+    backends: Mapping[int, Endpoint]  #: by backend id
+    ports: Ports | None  #: for which backends' own stand
+
+    def behind(self, endpoint: Endpoint) -> tuple[int, int] | None:
+        """The id of the backend that answers from there, and the port that its clients ask for."""
+        for number, port in self._at.get(endpoint.ip, ()):
+            asked = (endpoint.port or 0) - (port - self.ports.first if port and self.ports else 0)
+            if self.ports is None or self.ports.first <= asked <= self.ports.last:
+                return number, asked
+        return None
+
+    @cached_property
+    def _at(self) -> dict[Address, list[tuple[int, int | None]]]:
+        """Backend ids and their own ports by address."""
+        found: dict[Address, list[tuple[int, int | None]]] = {}
+        for number, endpoint in self.backends.items():
+            found.setdefault(endpoint.ip, []).append((number, endpoint.port))
+        return found
 
 
-#: A connection and the VIP by which it came.
-Left = tuple["Connection", Address]
+class Left(NamedTuple):
+    """A connection that goes on in another way."""
+
+    connection: "Connection"
+    vip: Endpoint  #: by which it came, with the port that its client asks for
 
 
 class Chain(NamedTuple):
@@ -101,6 +126,20 @@ def unmarked(side: Side) -> Iterator[str]:
     for server in side.name_servers:
         yield from (f"-d {server} -p {protocol} --dport 53 -j RETURN" for protocol in ("udp", "tcp"))
     yield from (f"-s {address} -j RETURN" for address in side.own_addresses)
-    listeners = dict.fromkeys(listener for each in side.vips.values() for listener in each)
-    matches = limits(tuple(listeners) if all(side.vips.values()) else (), side.family, "sport")
-    yield from (words(f"-s {network}", match, side.queue) for network in side.networks for match in matches)
+    for network in side.networks:
+        matches = limits(_answered(side, network), side.family, "sport")
+        yield from (words(f"-s {network}", match, side.queue) for match in matches)
+
+
+def _answered(side: Side, network: Network) -> tuple[Listener, ...]:
+    """What backends in a network may answer; empty: everything."""
+    if not all(side.vips.values()):
+        return ()
+    asked_for = [listener for each in side.vips.values() for listener in each]
+    own = [
+        listener.at(endpoint.port)
+        for number, endpoint in side.backends.items()
+        if endpoint.port is not None and endpoint.ip in network
+        for listener in side.listens[number]
+    ]
+    return tuple(dict.fromkeys((*asked_for, *own)))

@@ -13,7 +13,7 @@ fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-from loaded_mp.fields import Address
+from loaded_mp.fields import Address, Endpoint
 from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side, unmarked
 from loaded_mp.memory.marks import MISPLACED, VIP, VIP_MASK, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
@@ -50,13 +50,12 @@ class Rewrite(Forwarding):
         """Delete the connections, lest the kernel take them for others than the clients'."""
         from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
-        backends = set(place.backends.values())
         left = [
-            (connection, address)
+            Left(connection, Endpoint(address, found[1]))
             for vip, address in place.vips.items()
             for known in conntrack.connections_with(VIP + vip, place.family)
             for connection in (known, known.turned)
-            if connection.backend in backends
+            if (found := place.behind(connection.backend))
         ]
         for vip in place.vips:
             conntrack.forget_connections(VIP + vip)
@@ -69,9 +68,9 @@ class Rewrite(Forwarding):
         marks = {address: VIP + vip for vip, address in place.vips.items()}
         conntrack.enter_connections(
             (
-                (connection, connection.backend, marks[vip])
+                (connection, connection.backend, marks[vip.ip])
                 for connection, vip in left
-                if connection.port and vip in marks
+                if vip.port and vip.ip in marks
             ),
             place.family,
         )

@@ -61,6 +61,15 @@ class ListenerColumn(IntEnum):
     FIRST_PORT = 1
     LAST_PORT = 2
     SERVICE = 3  #: service id
+    VIP = 4  #: VIP id
+
+
+class PortColumn(IntEnum):
+    """Columns of `Snapshot.backend_ports`."""
+
+    FIRST = 0  #: on which the backend answers
+    LAST = 1
+    SHIFT = 2  #: by how much they are higher than those that clients ask for
 
 
 class ServiceColumn(IntEnum):
@@ -101,14 +110,18 @@ class Flag(IntEnum):
 
 
 class Snapshot(NamedTuple):
-    """One buffer. Services, VIPs and backends are known by ids that stay the same across reloads."""
+    """One buffer. Services, VIPs and backends are known by ids that stay the same across reloads.
+
+    A VIP id is that of an address in one service: so the mark of a connection says both.
+    """
 
     sizes: npt.NDArray[np.int64]  #: [2]: how many rows of `vips` and of `addresses` are used
     vips: npt.NDArray[np.uint64]  #: [MAX_VIPS, 2] addresses in ascending order
-    vip_listeners: npt.NDArray[np.int64]  #: [MAX_VIPS, 3]: first row of `listeners`, how many, VIP id
+    vip_listeners: npt.NDArray[np.int64]  #: [MAX_VIPS, 2]: first row of `listeners`, how many
     vip_bytes: npt.NDArray[np.uint8]  #: [MAX_VIPS, 16] by VIP id, network byte order, IPv4 in the first 4
-    vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`
-    listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 4], see ListenerColumn
+    vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`; -1: nobody has that address
+    vip_services: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> service id; -1: its service is gone
+    listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 5], see ListenerColumn
     services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 18] by service id, see ServiceColumn
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
@@ -116,6 +129,7 @@ class Snapshot(NamedTuple):
     backend_flags: npt.NDArray[np.int64]  #: [MAX_BACKENDS] see Flag
     backend_weights: npt.NDArray[np.int64]  #: [MAX_BACKENDS] effective weights
     backend_bytes: npt.NDArray[np.uint8]  #: [MAX_BACKENDS, 16] as vip_bytes
+    backend_ports: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 3], see PortColumn
     addresses: npt.NDArray[np.uint64]  #: [MAX_BACKENDS, 2] of backends, in ascending order, each once
     address_members: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 2]: first row of `members`, how many
     members: npt.NDArray[np.int64]  #: [MAX_BACKENDS] backend ids, those of one address together
@@ -124,9 +138,10 @@ class Snapshot(NamedTuple):
 _SHAPES: dict[str, tuple[npt.DTypeLike, tuple[int, ...], tuple[str, ...]]] = {
     "sizes": (np.int64, (2,), ()),
     "vips": (np.uint64, (MAX_VIPS, 2), ()),
-    "vip_listeners": (np.int64, (MAX_VIPS, 3), ()),
+    "vip_listeners": (np.int64, (MAX_VIPS, 2), ()),
     "vip_bytes": (np.uint8, (MAX_VIPS, 16), ()),
     "vip_rows": (np.int64, (MAX_VIPS,), ()),
+    "vip_services": (np.int64, (MAX_VIPS,), ()),
     "listeners": (np.int64, (MAX_LISTENERS, len(ListenerColumn)), tuple(ListenerColumn.__members__)),
     "services": (np.int64, (MAX_SERVICES, len(ServiceColumn)), tuple(ServiceColumn.__members__)),
     "slots": (np.uint16, (MAX_SLOTS,), ()),
@@ -135,6 +150,7 @@ _SHAPES: dict[str, tuple[npt.DTypeLike, tuple[int, ...], tuple[str, ...]]] = {
     "backend_flags": (np.int64, (MAX_BACKENDS,), tuple(Flag.__members__)),
     "backend_weights": (np.int64, (MAX_BACKENDS,), ()),
     "backend_bytes": (np.uint8, (MAX_BACKENDS, 16), ()),
+    "backend_ports": (np.int64, (MAX_BACKENDS, len(PortColumn)), tuple(PortColumn.__members__)),
     "addresses": (np.uint64, (MAX_BACKENDS, 2), ()),
     "address_members": (np.int64, (MAX_BACKENDS, 2), ()),
     "members": (np.int64, (MAX_BACKENDS,), ()),

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from loaded_mp.fields import Endpoint
 from loaded_mp.memory.counters import BackendCounter, Counter, FlowTableCounter, WorkerCounter
 from loaded_mp.status import BackendStatus, FlowTableStatus, Status, TrackedStatus, WorkerStatus
 
@@ -73,7 +74,7 @@ def _serving(status: Status) -> Metric:
             weights = [
                 each.up and each.effective_weight
                 for each in service.backends
-                if ip_address(each.address).version == family
+                if Endpoint.read(each.address).version == family
             ]
             serving.add_metric([service.name, f"IPv{family}"], sum(map(bool, weights)))
     return serving

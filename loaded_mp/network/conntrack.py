@@ -18,7 +18,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import (
     NFCTAttrTuple,
 )
 
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 from loaded_mp.network.errors import NetworkError
 
 Result = TypeVar("Result")
@@ -45,19 +45,14 @@ class Connection:
         return int(self.original.proto)
 
     @property
-    def destination(self) -> Address:
+    def destination(self) -> Endpoint:
         """Whom the client speaks to."""
-        return ip_address(self.original.daddr)
+        return Endpoint(ip_address(self.original.daddr), self.original.dport)
 
     @property
-    def backend(self) -> Address:
+    def backend(self) -> Endpoint:
         """Who answers."""
-        return ip_address(self.reply.saddr)
-
-    @property
-    def port(self) -> int:
-        """Of the backend; 0 where the protocol has none."""
-        return self.reply.sport or 0
+        return Endpoint(ip_address(self.reply.saddr), self.reply.sport)
 
     @property
     def turned(self) -> "Connection":
@@ -85,8 +80,8 @@ def connections_with(mark: int, version: int) -> list[Connection]:
     return _asked(read, f"connections with mark {mark:#x} cannot be read")
 
 
-def enter_connections(connections: Iterable[tuple[Connection, Address, int]], version: int) -> None:
-    """Enter connections of one family, each with the address that its client speaks to, and a mark.
+def enter_connections(connections: Iterable[tuple[Connection, Endpoint, int]], version: int) -> None:
+    """Enter connections of one family, each with whom its client speaks to, and a mark.
 
     If that is not the backend's, it is as if the kernel's NAT had translated it from the beginning. Those
     that clients have begun anew meanwhile stay as they are. Raises NetworkError if the kernel refuses.
@@ -104,10 +99,10 @@ def enter_connections(connections: Iterable[tuple[Connection, Address, int]], ve
     _asked(enter, "connections cannot be entered")
 
 
-def _entry(connection: Connection, destination: Address, mark: int, version: int) -> Mapping[str, Any]:
+def _entry(connection: Connection, destination: Endpoint, mark: int, version: int) -> Mapping[str, Any]:
     client, reply = connection.original, connection.reply
-    family, port = _FAMILIES[version], client.dport
-    original = NFCTAttrTuple(family, client.saddr, str(destination), connection.protocol, client.sport, port)
+    ends = client.saddr, str(destination.ip), connection.protocol, client.sport, destination.port
+    original = NFCTAttrTuple(_FAMILIES[version], *ends)
     fields = {
         "tuple_orig": original,
         "tuple_reply": original.reverse(),

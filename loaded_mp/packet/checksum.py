@@ -68,6 +68,14 @@ def change(packet: Bytes, at: int, new: Bytes) -> int:
 
 
 @compiled
+def change16(packet: Bytes, at: int, new: int) -> int:
+    """Put the 16-bit number `new` at the even offset `at`; returns as `change`."""
+    gain = 0xFFFF - read16(packet, at) + new
+    write16(packet, at, new)
+    return gain
+
+
+@compiled
 def adjust(packet: Bytes, at: int, gain: int) -> int:
     """Bring the checksum at offset `at` up to date after a change that returned `gain` (RFC 1624, eq. 3).
 

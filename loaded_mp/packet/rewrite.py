@@ -1,45 +1,47 @@
-"""Putting another address into a packet, with every checksum that covers it."""
+"""Putting another address and port into a packet, with every checksum that covers them."""
 
 from loaded_mp.compiled import Bytes, compiled
 from loaded_mp.packet.address import address_length, destination_at, source_at
-from loaded_mp.packet.checksum import adjust, adjust_udp, change, fold, read16, sum_words, write16
+from loaded_mp.packet.checksum import adjust, adjust_udp, change, change16, fold, read16, sum_words, write16
 from loaded_mp.packet.header import ICMP, KIND_PORTS, UDP, UDPLITE, Header
 
 
 @compiled
-def set_source(packet: Bytes, header: Header, address: Bytes) -> int:
-    """Make `address` (4 or 16 bytes) the source of a packet.
+def set_source(packet: Bytes, header: Header, address: Bytes, port: int) -> int:
+    """Make `address` (4 or 16 bytes) the source of a packet, and `port`, if it has ports.
 
     Returns what a checksum over the whole packet gains, as an ICMP error that quotes it needs it.
     """
-    return _set_address(packet, header, source_at(header.version, header.start), address)
+    return _set_end(packet, header, source_at(header.version, header.start), address, header.upper, port)
 
 
 @compiled
-def set_destination(packet: Bytes, header: Header, address: Bytes) -> int:
-    """Make `address` (4 or 16 bytes) the destination of a packet; returns as `set_source`."""
-    return _set_address(packet, header, destination_at(header.version, header.start), address)
+def set_destination(packet: Bytes, header: Header, address: Bytes, port: int) -> int:
+    """As `set_source`, for the destination."""
+    at = destination_at(header.version, header.start)
+    return _set_end(packet, header, at, address, header.upper + 2, port)
 
 
 @compiled
-def set_quoted_source(packet: Bytes, error: Header, quote: Header, address: Bytes) -> None:
+def set_quoted_source(packet: Bytes, error: Header, quote: Header, address: Bytes, port: int) -> None:
     """Change the source of the packet that the ICMP error `error` quotes."""
-    adjust(packet, error.checksum, set_source(packet, quote, address))
+    adjust(packet, error.checksum, set_source(packet, quote, address, port))
 
 
 @compiled
-def set_quoted_destination(packet: Bytes, error: Header, quote: Header, address: Bytes) -> None:
+def set_quoted_destination(packet: Bytes, error: Header, quote: Header, address: Bytes, port: int) -> None:
     """Change the destination of the packet that the ICMP error `error` quotes."""
-    adjust(packet, error.checksum, set_destination(packet, quote, address))
+    adjust(packet, error.checksum, set_destination(packet, quote, address, port))
 
 
 @compiled
-def _set_address(packet: Bytes, header: Header, at: int, address: Bytes) -> int:
-    """Change the address at offset `at` and the checksums that cover it."""
+def _set_end(packet: Bytes, header: Header, at: int, address: Bytes, port_at: int, port: int) -> int:
+    """Change the address at offset `at`, the port at `port_at`, and the checksums that cover them."""
     gain = change(packet, at, address)
-    total = gain
-    if header.version == 4:
-        total += adjust(packet, header.start + 10, gain)
+    total = adjust(packet, header.start + 10, gain) if header.version == 4 else 0
+    if header.kind == KIND_PORTS:
+        gain += change16(packet, port_at, port)
+    total += gain
     if header.checksum and not (header.version == 4 and header.protocol == ICMP):
         if header.protocol == UDP:
             total += adjust_udp(packet, header.checksum, gain)

@@ -8,7 +8,7 @@ from pathlib import Path
 from loaded_mp.checks.runner import Result, Target, Targets
 from loaded_mp.config.model import ClientAffinity, Config, Service
 from loaded_mp.config.saving import Unsaved
-from loaded_mp.fields import Address
+from loaded_mp.fields import Address, Endpoint
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding, Left, Place
 from loaded_mp.log import event
@@ -101,12 +101,13 @@ class Backends:
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""
         self._judge_all()
-        fill(snapshot, self.services.parts, self.states, self._affinity_before, self._held)
+        before, left = self._affinity_before, self._vips_left()
+        fill(snapshot, self.services.parts, self.states, before, self._held, left)
 
     def targets(self) -> Targets:
         """What is to be checked."""
         return [
-            Target(number, check.address or backend.check_address or backend.address, check)
+            Target(number, part.service.asked(check, backend), check)
             for part in self.services.parts
             for number, backend in part.backends.items()
             for check in part.service.checks
@@ -142,11 +143,16 @@ class Backends:
         if after.quorum is not None and after.quorum is not before.quorum:
             self.quorum.tell(part, after.quorum)
 
-    def fault(self, service: str, address: Address) -> str | None:
+    def _vips_left(self) -> dict[int, Address]:
+        """Those of services that are gone, by VIP id."""
+        mine = {number for part in self.services.parts for number in part.vips}
+        return {number: vip for (_, vip), number in self._ids.vips.items() if number not in mine}
+
+    def fault(self, service: str, endpoint: Endpoint) -> str | None:
         """Why a backend of a service is down; None: it is up, or there is none."""
         for part in self.services.by_name.get(service, ()):
             for number, backend in part.backends.items():
-                if backend.address == address and not (state := self.states[number]).up:
+                if backend.address == endpoint and not (state := self.states[number]).up:
                     return state.cause
         return None
 
@@ -207,11 +213,14 @@ class Backends:
         self._forwarding.pop(number, None)
 
     def release_services(self) -> None:
-        """Let the ids of removed services and VIPs be used again, once all of `removed` is released."""
+        """Let the ids of removed services and VIPs be used again, once all of `removed` is released.
+
+        Those of VIPs are not given to others at once: connections are told by them.
+        """
         for number in self._ids.services.held() - {part.id for part in self.services.parts}:
             self._ids.services.release(number)
-        for number in self._ids.vips.held() - {each for part in self.services.parts for each in part.vips}:
-            self._ids.vips.release(number)
+        for number in self._vips_left():
+            self._ids.vips.retire(number)
 
 
 def _first_state(service: Service, runs: bool) -> BackendState:
@@ -223,5 +232,5 @@ def _first_state(service: Service, runs: bool) -> BackendState:
 
 
 def _place(part: Part) -> Place:
-    addresses = {number: backend.address for number, backend in part.backends.items()}
-    return Place(part.family, part.vips, addresses)
+    endpoints = {number: backend.address for number, backend in part.backends.items()}
+    return Place(part.family, part.vips, endpoints, part.service.ports)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pydantic import BaseModel
 
 from loaded_mp.config.model import Backend, Config, Service
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 from loaded_mp.network.changes import AddChain, Change
 from loaded_mp.services import Part, Services
 
@@ -116,16 +116,16 @@ def _service(before: Service, after: Service) -> Iterator[str]:
 
 def _backends(name: str, before: Sequence[Part], after: Sequence[Part]) -> Iterator[str]:
     """Those that stay or come."""
-    was, now = _addresses(before), _addresses(after)
-    for address, backend in now.items():
+    was, now = _endpoints(before), _endpoints(after)
+    for endpoint, backend in now.items():
         place = f"service {name}: backend {_name(backend)}"
-        if address not in was:
+        if endpoint not in was:
             yield f"{place} joins, weight {backend.weight}"
-        elif was[address] != backend:
-            yield from _settings(f"{place}: ", was[address], backend)
+        elif was[endpoint] != backend:
+            yield from _settings(f"{place}: ", was[endpoint], backend)
 
 
-def _addresses(parts: Sequence[Part]) -> dict[Address, Backend]:
+def _endpoints(parts: Sequence[Part]) -> dict[Endpoint, Backend]:
     return {each.address: each for part in parts for each in part.backends.values()}
 
 

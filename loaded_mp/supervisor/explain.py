@@ -51,7 +51,7 @@ def explain(
     asked = question(memory, address128(source), address128(vip), number, NO_PORT if port is None else port)
     service, entry, held, backend = foresee(*asked)
     part = backends.services.by_id.get(service)
-    listener = _listener(part, protocol, port) if part else ""
+    listener = _listener(part, protocol, port) if part else None
     left_s = max(0, int(memory.table.deadlines_s[entry]) - int(time.monotonic())) if held >= 0 else 0
     return Explanation(
         source=str(source),
@@ -59,12 +59,13 @@ def explain(
         protocol=protocol,
         port=port,
         service=part.service.name if part else "",
-        listener=listener,
+        listener=str(listener or "everything") if part else "",
         flow=_name(part, held),
         flow_left_s=left_s,
         candidates=_candidates(part, backends) if part else (),
         backend=_name(part, backend),
         address=str(part.backends[backend].address) if part and backend in part.backends else "",
+        backend_port=_backend_port(part, backend, listener, port) if part else None,
         why=_why(part, held, backend, asked[0]) if part else _unanswered(vip, backends),
         forwarding=part.service.forwarding if part else "",
     )
@@ -87,7 +88,7 @@ def _name(part: Part | None, number: int) -> str:
     return backend.name or str(backend.address)
 
 
-def _listener(part: Part, protocol: Protocol, port: int | None) -> str:
+def _listener(part: Part, protocol: Protocol, port: int | None) -> Listener | None:
     """The narrowest of those that fit, which is the one that counts."""
 
     def breadth(listener: Listener) -> int:
@@ -98,7 +99,15 @@ def _listener(part: Part, protocol: Protocol, port: int | None) -> str:
         for each in part.service.listen
         if each.protocol == protocol and (port is None or each.first_port <= port <= each.last_port)
     ]
-    return str(min(fitting, key=breadth)) if fitting else "everything"
+    return min(fitting, key=breadth) if fitting else None
+
+
+def _backend_port(part: Part, backend: int, listener: Listener | None, port: int | None) -> int | None:
+    """What a backend's own port makes of that of a packet."""
+    if backend not in part.backends or not (listener and listener.ports and port):
+        return None
+    own = part.backends[backend].address.port
+    return own + port - listener.first_port if own and own != listener.first_port else None
 
 
 def _candidates(part: Part, backends: Backends) -> tuple[CandidateStatus, ...]:

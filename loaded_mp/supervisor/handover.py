@@ -16,7 +16,6 @@ import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from loaded_mp.checks.check import Finding
 from loaded_mp.checks.health import Health
 from loaded_mp.config.model import Backend, Config
-from loaded_mp.fields import Address, AddressField
+from loaded_mp.fields import AddressField, EndpointField
 from loaded_mp.log import event
 from loaded_mp.memory.segment import LayoutError
 from loaded_mp.memory.shared import (
@@ -74,13 +73,13 @@ class Notes(BaseModel):
     """Numbers of names, the states of backends by their numbers, and what was added and removed."""
 
     services: list[tuple[str, Family, int]]
-    vips: list[tuple[str, int]]
-    backends: list[tuple[str, str, int]]
+    vips: list[tuple[str, AddressField, int]]
+    backends: list[tuple[str, EndpointField, int]]
     states: dict[int, tuple[Wanted, int | None, bool, float, str]]
     slow: list[int]  #: backends that start slowly
     checks: dict[int, dict[int, NotedCheck]]  #: by backend id and `Check.key`: what the state does not tell
     added: list[tuple[str, Backend]] = []  #: with the names of their services
-    removed: list[tuple[str, AddressField]] = []
+    removed: list[tuple[str, EndpointField]] = []
 
 
 def inherited() -> Inherited | None:
@@ -180,8 +179,8 @@ def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState],
     """Note what the next supervisor has to know."""
     notes = Notes(
         services=[(name, family, number) for (name, family), number in ids.services.items()],
-        vips=[(str(vip), number) for vip, number in ids.vips.items()],
-        backends=[(name, str(address), number) for (name, address), number in ids.backends.items()],
+        vips=[(name, vip, number) for (name, vip), number in ids.vips.items()],
+        backends=[(name, endpoint, number) for (name, endpoint), number in ids.backends.items()],
         states={
             number: (each.wanted, each.weight, each.up, each.since_s, each.cause[:200])
             for number, each in states.items()
@@ -203,8 +202,8 @@ def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState], Over
         return None
     ids = Ids()
     ids.services.restore(((name, family), number) for name, family, number in notes.services)
-    ids.vips.restore((_address(vip), number) for vip, number in notes.vips)
-    ids.backends.restore(((name, _address(text)), number) for name, text, number in notes.backends)
+    ids.vips.restore(((name, vip), number) for name, vip, number in notes.vips)
+    ids.backends.restore(((name, endpoint), number) for name, endpoint, number in notes.backends)
     states = {
         number: BackendState(wanted, weight, up, since_s, cause, slow=number in notes.slow)
         for number, (wanted, weight, up, since_s, cause) in notes.states.items()
@@ -235,10 +234,6 @@ def _noted(state: BackendState) -> dict[int, NotedCheck]:
         for check, each in state.checks.items()
         if (each.health.up, each.health.guessed, each.share) != (state.up, False, plain.share)
     }
-
-
-def _address(text: str) -> Address:
-    return ip_address(text)
 
 
 def _descriptors(handed: Inherited) -> Iterable[int]:

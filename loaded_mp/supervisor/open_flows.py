@@ -80,7 +80,9 @@ class OpenFlows:
         for number in self._steering.named(backend, service):
             part = self._backends.services.part_of[number]
             if to.setdefault(part.id, number) != number:
-                raise CommandError(f"{backend!r} has two addresses in {part.service.name}; say one")
+                raise CommandError(
+                    f"{backend!r} is several in {part.service.name}; say one by address and port"
+                )
             state = self._backends.states[number]
             if not state.usable:
                 why = state.left_out(part.backends[number].weight)

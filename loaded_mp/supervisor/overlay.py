@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from loaded_mp.config.contradictions import contradictions
+from loaded_mp.config.contradictions import contradictions, misfits
 from loaded_mp.config.model import Backend, Config, Service
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 from loaded_mp.services import BackendKey
 
 
@@ -30,12 +30,14 @@ class Overlay:
         services = []
         for service in config.services:
             stay = [each for each in service.backends if (service.name, each.address) not in self.removed]
-            taken = vips | {each.address for each in stay}
             added = [
                 backend
-                for (name, address), backend in self.added.items()
-                if name == service.name and address not in taken and address.version in _families(service)
+                for (name, endpoint), backend in self.added.items()
+                if name == service.name and endpoint.ip not in vips and endpoint.version in _families(service)
             ]
+            new = ((each, each.address) for each in (*stay, *added))
+            unfit = [backend for backend, _ in misfits(service.listen, new)]
+            added = [each for each in added if each not in unfit]
             if {each.address.version for each in (*stay, *added)} < _served(service):
                 stay, added = list(service.backends), []
             services.append(service.model_copy(update={"backends": (*stay, *added)}))
@@ -54,9 +56,9 @@ class Overlay:
         # One that was removed comes back as it is wanted now, which need not be as the configuration has it.
         return type(self)({**self.added, key: backend}, self.removed)
 
-    def removing(self, name: str, address: Address) -> Self:
+    def removing(self, name: str, endpoint: Endpoint) -> Self:
         """This without a backend of the service `name`."""
-        key = name, address
+        key = name, endpoint
         added = {each: backend for each, backend in self.added.items() if each != key}
         return type(self)(added, self.removed if key in self.added else self.removed | {key})
 
@@ -67,15 +69,15 @@ def with_backend(config: Config, name: str, backend: Backend) -> Config:
     return _with(config, service, (*service.backends, backend))
 
 
-def without_backend(config: Config, name: str, address: Address) -> Config:
+def without_backend(config: Config, name: str, endpoint: Endpoint) -> Config:
     """The configuration without a backend of the service `name`. Raises MisfitError."""
     service = _named(config, name)
-    stay = tuple(each for each in service.backends if each.address != address)
+    stay = tuple(each for each in service.backends if each.address != endpoint)
     if len(stay) == len(service.backends):
-        raise MisfitError(f"service {name!r} has no backend {address}")
+        raise MisfitError(f"service {name!r} has no backend {endpoint}")
     if not {each.address.version for each in stay} >= _served(service):
         raise MisfitError(
-            f"{address} is the last IPv{address.version} backend of service {name!r}: add another one first"
+            f"{endpoint} is the last IPv{endpoint.version} backend of service {name!r}: add another one first"
         )
     return _with(config, service, stay)
 

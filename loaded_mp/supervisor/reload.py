@@ -11,7 +11,7 @@ from loaded_mp.config.bounded import load_bounded
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Backend, Config
 from loaded_mp.datapath.queue import QueueError
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 from loaded_mp.log import event, set_level
 from loaded_mp.memory.shared import SharedMemory, open_flows
 from loaded_mp.network.errors import NetworkError
@@ -96,9 +96,9 @@ class Reload:
         """Add a backend to a service; what is wrong with that, or nothing."""
         return list((await self.added(service, backend)).mistakes)
 
-    async def remove(self, service: str, address: Address) -> list[str]:
+    async def remove(self, service: str, endpoint: Endpoint) -> list[str]:
         """Take a backend out of a service, as a reload would; what is wrong with that, or nothing."""
-        return list((await self.remove_all([(service, address)])).mistakes)
+        return list((await self.remove_all([(service, endpoint)])).mistakes)
 
     async def added(self, service: str, backend: Backend) -> Outcome:
         """As `add`; all that came of it."""

@@ -2,16 +2,16 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.config.model import ClientAffinity
-from loaded_mp.fields import Address
+from loaded_mp.fields import Address, Endpoint, Ports
 from loaded_mp.forwarding import FORWARDINGS
-from loaded_mp.memory.snapshot import Affinity, Flag, Snapshot
+from loaded_mp.memory.snapshot import Affinity, Flag, PortColumn, Snapshot
 from loaded_mp.packet.address import address128
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import Candidates, Slots
@@ -24,7 +24,7 @@ PROTOCOLS: dict[Family, dict[str, int]] = {
     4: {"tcp": 6, "udp": 17, "icmp": 1},
     6: {"tcp": 6, "udp": 17, "icmp": 58},
 }
-_ANY_PROTOCOL, _FIRST_PORT, _LAST_PORT = 0, 0, 65_535
+_ANY_PROTOCOL, _ALL_PORTS = 0, Ports(0, 65_535)
 
 #: Affinities that services had before those that they have, by service id.
 Before = Mapping[int, ClientAffinity]
@@ -36,9 +36,13 @@ def fill(
     states: Mapping[int, BackendState],
     before: Before | None = None,
     held: Collection[int] = (),
+    left: Mapping[int, Address] | None = None,
 ) -> None:
-    """Write a whole buffer that nobody reads; `states` are by backend id, `held` are service ids."""
-    _fill_vips(snapshot, parts)
+    """Write a whole buffer that nobody reads; `states` are by backend id, `held` are service ids.
+
+    `left` are VIPs of services that are gone, by VIP id.
+    """
+    _fill_vips(snapshot, parts, left or {})
     _fill_backends(snapshot, parts, states, held)
     _fill_addresses(snapshot, parts)
     _fill_services(snapshot, parts, before or {})
@@ -50,39 +54,46 @@ def _bytes(addresses: Sequence[Address]) -> npt.NDArray[np.uint8]:
     return np.frombuffer(packed, np.uint8).reshape(-1, 16)
 
 
-def _listeners(part: Part) -> list[tuple[int, int, int, int]]:
-    """The rows of `listeners` that a part puts on each of its VIPs."""
+#: In the order of ListenerColumn.
+_Listener = tuple[int, int, int, int, int]
+
+
+def _listeners(part: Part, vip_id: int) -> list[_Listener]:
+    """The rows of `listeners` that a part puts on one of its VIPs."""
     protocols = PROTOCOLS[part.family]
     return [
-        (protocols[each.protocol], each.first_port, each.last_port, part.id) for each in part.service.listen
-    ] or [(_ANY_PROTOCOL, _FIRST_PORT, _LAST_PORT, part.id)]
+        (protocols[each.protocol], each.first_port, each.last_port, part.id, vip_id)
+        for each in part.service.listen
+    ] or [(_ANY_PROTOCOL, *_ALL_PORTS, part.id, vip_id)]
 
 
-def _breadth(listener: tuple[int, int, int, int]) -> tuple[bool, int]:
+def _breadth(listener: _Listener) -> tuple[bool, int]:
     """Sorts the specific before what catches all, as the first listener that fits counts."""
-    protocol, first_port, last_port, _ = listener
+    protocol, first_port, last_port, *_ = listener
     return protocol == _ANY_PROTOCOL, last_port - first_port
 
 
-def _fill_vips(snapshot: Snapshot, parts: Sequence[Part]) -> None:
-    listeners: dict[Address, list[tuple[int, int, int, int]]] = {}
-    ids: dict[Address, int] = {}
+def _fill_vips(snapshot: Snapshot, parts: Sequence[Part], left: Mapping[int, Address]) -> None:
+    listeners: dict[Address, list[_Listener]] = {}
     for part in parts:
-        rows = _listeners(part)
         for vip_id, vip in part.vips.items():
-            ids[vip] = vip_id
-            listeners.setdefault(vip, []).extend(rows)
-    vips = sorted(ids, key=address128)
-    in_order = [ids[vip] for vip in vips]
+            listeners.setdefault(vip, []).extend(_listeners(part, vip_id))
+    vips = sorted(listeners, key=address128)
     counts = np.array([len(listeners[vip]) for vip in vips])
     rows = [row for vip in vips for row in sorted(listeners[vip], key=_breadth)]
     snapshot.sizes[0] = len(vips)
     snapshot.vips[: len(vips)] = np.array([address128(vip) for vip in vips], np.uint64)
-    snapshot.vip_listeners[: len(vips)] = np.column_stack((counts.cumsum() - counts, counts, in_order))
-    snapshot.vip_bytes[in_order] = _bytes(vips)
-    snapshot.vip_rows[:] = -1
-    snapshot.vip_rows[in_order] = np.arange(len(vips))
+    snapshot.vip_listeners[: len(vips)] = np.column_stack((counts.cumsum() - counts, counts))
     snapshot.listeners[: len(rows)] = rows
+    ids = {vip_id: vip for vip_id, vip in left.items() if vip in listeners}
+    ids |= {vip_id: vip for part in parts for vip_id, vip in part.vips.items()}
+    row_of = {vip: row for row, vip in enumerate(vips)}
+    snapshot.vip_bytes[list(ids)] = _bytes(list(ids.values()))
+    snapshot.vip_rows[:] = -1
+    snapshot.vip_rows[list(ids)] = [row_of[vip] for vip in ids.values()]
+    snapshot.vip_services[:] = -1
+    for part in parts:
+        snapshot.vip_services[list(part.vips)] = part.id
 
 
 def _fill_backends(
@@ -101,7 +112,8 @@ def _fill_backends(
         for part in parts
         for number, weight in zip(part.backends, _shares(part, states), strict=True)
     ]
-    addresses = [backend.address for part in parts for backend in part.backends.values()]
+    endpoints = [backend.address for part in parts for backend in part.backends.values()]
+    ports = [each for part in parts for each in _ports(part)]
     ids, services, vips, flags, effective = np.array(rows, np.int64).reshape(-1, 5).T
     snapshot.backend_services[:] = -1
     snapshot.backend_services[ids] = services
@@ -111,7 +123,17 @@ def _fill_backends(
     snapshot.backend_flags[ids] = flags
     snapshot.backend_weights[:] = 0
     snapshot.backend_weights[ids] = effective
-    snapshot.backend_bytes[ids] = _bytes(addresses)
+    snapshot.backend_bytes[ids] = _bytes([endpoint.ip for endpoint in endpoints])
+    snapshot.backend_ports[ids] = np.array(ports, np.int64).reshape(-1, len(PortColumn))
+
+
+def _ports(part: Part) -> Iterator[tuple[int, int, int]]:
+    """The rows of `backend_ports` of a part. Where no backend has a port of its own, all are theirs."""
+    own = [backend.address.port for backend in part.backends.values()]
+    asked_for = (part.service.ports if any(own) else None) or _ALL_PORTS
+    for port in own:
+        mine = asked_for.at(port)
+        yield *mine, mine.first - asked_for.first
 
 
 def _shares(part: Part, states: Mapping[int, BackendState]) -> list[int]:
@@ -124,7 +146,9 @@ def _shares(part: Part, states: Mapping[int, BackendState]) -> list[int]:
 
 def _fill_addresses(snapshot: Snapshot, parts: Sequence[Part]) -> None:
     members = sorted(
-        (address128(backend.address), number) for part in parts for number, backend in part.backends.items()
+        (address128(backend.address.ip), number)
+        for part in parts
+        for number, backend in part.backends.items()
     )
     counts = Counter(address for address, _ in members)  # keeps the order
     addresses = len(counts)
@@ -175,9 +199,10 @@ def _network(family: Family, affinity: ClientAffinity) -> tuple[int, int]:
     return high, low
 
 
-def _key(address: Address) -> int:
-    """A number of 64 bits that an address has everywhere."""
-    return int.from_bytes(hashlib.blake2b(address.packed, digest_size=8).digest())
+def _key(endpoint: Endpoint) -> int:
+    """A number of 64 bits that an endpoint has everywhere."""
+    port = b"" if endpoint.port is None else endpoint.port.to_bytes(2)
+    return int.from_bytes(hashlib.blake2b(endpoint.ip.packed + port, digest_size=8).digest())
 
 
 @lru_cache(maxsize=256)

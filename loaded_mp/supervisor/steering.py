@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable
 
 from loaded_mp.control.commands import CommandError
+from loaded_mp.fields import Endpoint
 from loaded_mp.log import event
 from loaded_mp.memory.snapshot import MAX_SLOTS
 from loaded_mp.services import most_slots
@@ -68,7 +68,7 @@ class Steering:
         service, backend = self._backends.name(number)
         configured = part.backends[number]
         for check, each in self._backends.states[number].checks.items():
-            asked = check.address or configured.check_address or configured.address
+            asked = part.service.asked(check, configured)
             yield CheckStatus(
                 service=service,
                 backend=backend,
@@ -85,12 +85,14 @@ class Steering:
     def find(self, backend: str, service: str | None) -> list[int]:
         """The ids of a backend: a name may be that of one machine's addresses of both families.
 
-        Raises CommandError if there is none, or if it is not clear which one is meant.
+        An address without a port is that of all backends there. Raises CommandError if there is none, or if
+        it is not clear which one is meant.
         """
         found = self.named(backend, service)
-        parts = Counter(self._backends.services.part_of[number].id for number in found)
+        part_of = self._backends.services.part_of
+        machines = {(part_of[number].id, self._backends.services.key(number)[1].ip) for number in found}
         services = {self._backends.name(number)[0] for number in found}
-        if len(services) == 1 and max(parts.values()) == 1:
+        if len(services) == 1 and len(machines) == len({part for part, _ in machines}):
             return found
         advice = "say its address" if len(services) == 1 else f"say of which service: -s {min(services)}"
         raise CommandError(f"{backend!r} may be {self._listed(found)}; {advice}")
@@ -98,7 +100,7 @@ class Steering:
     def named(self, backend: str, service: str | None) -> list[int]:
         """The ids of all backends with this name or address. Raises CommandError if there is none."""
         within = self.within(service)
-        if found := [number for number in within if backend in self._called(number)]:
+        if found := [number for number in within if self._is_called(number, backend)]:
             return found
         raise CommandError(f"there is no backend {backend!r}; there are: {self._listed(within)}")
 
@@ -111,9 +113,15 @@ class Steering:
             raise CommandError(f"there is no service {service!r}; there are: {_some(by_name)}")
         return [number for part in by_name[service] for number in part.backends]
 
-    def _called(self, number: int) -> set[str]:
-        address = self._backends.services.part_of[number].backends[number].address
-        return {self._backends.name(number)[1], str(address), address.exploded}
+    def _is_called(self, number: int, word: str) -> bool:
+        endpoint = self._backends.services.key(number)[1]
+        if word == self._backends.name(number)[1]:
+            return True
+        try:
+            asked = Endpoint.read(word)
+        except ValueError:
+            return False
+        return asked.ip == endpoint.ip and asked.port in (None, endpoint.port)
 
     def _listed(self, numbers: Iterable[int]) -> str:
         return _some(

@@ -29,6 +29,7 @@ from loaded_mp.checks.icmp import IcmpCheck
 from loaded_mp.checks.runner import Result, Runner, Target
 from loaded_mp.checks.tcp import TcpCheck
 from loaded_mp.checks.udp import UdpCheck
+from loaded_mp.fields import Endpoint
 from loaded_mp.lab.interrupt import interrupt_on_signals
 from loaded_mp.lab.namespace import Namespace, connect, new_prefix, remove_leftovers
 from loaded_mp.lab.wait import wait_until
@@ -109,7 +110,10 @@ def measure(namespace: str, check: Check, number: int, seconds: float) -> dict[s
             raise RuntimeError(f"cannot enter {namespace}")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     first = int(ip_address("10.1.0.1"))
-    targets = [Target(each, ip_address(first + each), check) for each in range(number)]
+    targets = [
+        Target(each, Endpoint(ip_address(first + each), check.port_of(None, None)), check)
+        for each in range(number)
+    ]
     results: list[Result] = []
 
     async def run() -> tuple[float, float]:

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Check, Finding
 from loaded_mp.checks.runner import Runner, Target
-from loaded_mp.fields import Address
+from loaded_mp.fields import Address, Endpoint
 
 DEADLINE_S = 10
 LOOPBACK: dict[int, Address] = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
@@ -41,8 +41,9 @@ def check_of(**settings: Any) -> Check:
 
 async def ask(check: Check, version: int = 4) -> Finding | None:
     """What the runner makes of one attempt; None if nothing was learnt."""
+    endpoint = Endpoint(LOOPBACK[version], check.port_of(None, None))
     async with asyncio.timeout(DEADLINE_S):
-        result = await Runner([], lambda _: None)._ask(Target(1, LOOPBACK[version], check), 0)
+        result = await Runner([], lambda _: None)._ask(Target(1, endpoint, check), 0)
     return result.finding if result else None
 
 
@@ -304,7 +305,7 @@ def test_an_echo_from_nobody() -> None:
     check = check_of(type="icmp", timeout_s=0.1)
 
     async def body() -> None:
-        result = await Runner([], lambda _: None)._ask(Target(1, ip_address("127.255.255.255"), check), 0)
+        result = await Runner([], lambda _: None)._ask(Target(1, Endpoint.read("127.255.255.255"), check), 0)
         assert result is None or result.finding.fault
 
     asyncio.run(body())
@@ -592,16 +593,17 @@ def test_every_kind_has_words_for_people() -> None:
     for each in CHECKS:
         kind = str(each.model_fields["type"].default)
         check = check_of(type=kind, **settings.get(kind, {}))
-        said[kind] = (check.question(ip_address("fd00::1")), str(check))
+        endpoint = Endpoint(ip_address("fd00::1"), check.port_of(None, None))
+        said[kind] = (check.question(endpoint), str(check))
     assert said == {
         "tcp": ("connect to [fd00::1]:80", "TCP port 80"),
-        "http": ("GET http://[fd00::1]:80/", "HTTP GET / port 80"),
-        "https": ("GET https://[fd00::1]:443/", "HTTPS GET / port 443"),
-        "tls": ("TLS with [fd00::1]:443", "TLS port 443"),
+        "http": ("GET http://[fd00::1]:80/", "HTTP GET /"),
+        "https": ("GET https://[fd00::1]:443/", "HTTPS GET /"),
+        "tls": ("TLS with [fd00::1]:443", "TLS"),
         "icmp": ("ping fd00::1", "ICMP echo"),
         "udp": ("ask udp [fd00::1]:5000", "UDP port 5000"),
-        "dns": ("ask [fd00::1]:53 for A example.org", "DNS A example.org port 53"),
-        "smtp": ("SMTP with [fd00::1]:25", "SMTP port 25"),
+        "dns": ("ask [fd00::1]:53 for A example.org", "DNS A example.org"),
+        "smtp": ("SMTP with [fd00::1]:25", "SMTP"),
         "command": ("run /bin/true for fd00::1", "command /bin/true"),
         "agent": ("ask the agent at [fd00::1]:9999", "agent port 9999"),
     }

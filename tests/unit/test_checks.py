@@ -24,7 +24,7 @@ from loaded_mp.checks.runner import Result, Runner, Target, Targets
 from loaded_mp.checks.tcp import TcpCheck
 from loaded_mp.config.model import Config, Service
 from loaded_mp.config.toml import parse_toml
-from loaded_mp.fields import Address, Settings
+from loaded_mp.fields import Endpoint, Settings
 from loaded_mp.memory.shared import SharedMemory, new_shared_memory
 from loaded_mp.status import Wanted
 from loaded_mp.supervisor.backends import Backends
@@ -108,7 +108,7 @@ def checked(*checks: Check, needed: str = "all") -> Service:
 def target(number: int, version: int, port: int, **more: float) -> Target:
     settings = {"interval_s": 0.02, "timeout_s": 5, "rise": 2, "fall": 2, **more}
     check = TcpCheck.model_validate({"port": port, **settings})
-    return Target(number, ip_address(LOOPBACK[version]), check)
+    return Target(number, Endpoint(ip_address(LOOPBACK[version]), port), check)
 
 
 class Watch:
@@ -190,7 +190,7 @@ def test_a_connection_is_reset_and_leaves_nothing(version: int) -> None:
     async def body() -> None:
         with listener(version) as server:
             address, port = server.getsockname()[:2]
-            assert await TcpCheck(port=port).attempt(ip_address(address)) == Finding(said="accepted")
+            assert await TcpCheck().attempt(Endpoint(ip_address(address), port)) == Finding(said="accepted")
             with await accept(server) as connection, pytest.raises(ConnectionResetError):
                 await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), DEADLINE_S)
 
@@ -207,8 +207,9 @@ def test_what_does_not_answer_is_cut_off() -> None:
                 with suppress(BlockingIOError):
                     each.connect(server.getsockname())
             started_s = loop.time()
-            check = TcpCheck(port=server.getsockname()[1], timeout_s=0.1)
-            result = await Runner([], lambda _: None)._ask(Target(7, ip_address("127.0.0.1"), check), 0)
+            check = TcpCheck(timeout_s=0.1)
+            asked = Endpoint(ip_address("127.0.0.1"), server.getsockname()[1])
+            result = await Runner([], lambda _: None)._ask(Target(7, asked, check), 0)
             assert result
             assert result.finding.fault == "no answer within 0.1 s"
             assert 0.09 < loop.time() - started_s < DEADLINE_S
@@ -220,7 +221,7 @@ def test_what_does_not_answer_is_cut_off() -> None:
 
 def test_what_cannot_be_reached_says_what_the_kernel_says() -> None:
     async def ask() -> Result | None:
-        target = Target(7, ip_address("255.255.255.255"), TcpCheck(port=80))
+        target = Target(7, Endpoint.read("255.255.255.255:80"), TcpCheck())
         return await Runner([], lambda _: None)._ask(target, 0)
 
     result = asyncio.run(ask())
@@ -263,7 +264,7 @@ def test_first_checks_are_spread_and_few_at_a_time(monkeypatch: pytest.MonkeyPat
     class Slow(Check):
         type: Literal["slow"] = "slow"
 
-        async def attempt(self, address: Address) -> Finding:
+        async def attempt(self, endpoint: Endpoint) -> Finding:
             nonlocal under_way, most
             starts.append(asyncio.get_running_loop().time())
             under_way += 1
@@ -272,7 +273,7 @@ def test_first_checks_are_spread_and_few_at_a_time(monkeypatch: pytest.MonkeyPat
             under_way -= 1
             return Finding()
 
-        def question(self, address: Address) -> str:
+        def question(self, endpoint: Endpoint) -> str:
             return "slow"
 
     monkeypatch.setattr(runner_module, "MAX_IN_FLIGHT", 2)
@@ -284,7 +285,7 @@ def test_first_checks_are_spread_and_few_at_a_time(monkeypatch: pytest.MonkeyPat
             await asyncio.sleep(0.01)
 
     slow = Slow(interval_s=0.4, timeout_s=5)
-    watch([Target(number, ip_address("127.0.0.1"), slow) for number in range(20)], body)
+    watch([Target(number, Endpoint.read("127.0.0.1"), slow) for number in range(20)], body)
     assert most == 2
     assert starts[0] < starts[10] < starts[19]
     assert starts[19] - starts[0] > 0.3
@@ -295,11 +296,11 @@ class Told(Check):
 
     type: Literal["told"] = "told"
 
-    async def attempt(self, address: Address) -> Finding:
-        return await TOLD[str(address)]()
+    async def attempt(self, endpoint: Endpoint) -> Finding:
+        return await TOLD[str(endpoint)]()
 
-    def question(self, address: Address) -> str:
-        return f"ask {address}"
+    def question(self, endpoint: Endpoint) -> str:
+        return f"ask {endpoint}"
 
 
 TOLD: dict[str, Callable[[], Awaitable[Finding]]] = {}
@@ -308,7 +309,7 @@ TOLD: dict[str, Callable[[], Awaitable[Finding]]] = {}
 def told(number: int, what: Callable[[], Awaitable[Finding]], **more: Any) -> Target:
     address = f"10.0.0.{number}"
     TOLD[address] = what
-    return Target(number, ip_address(address), Told(**{"interval_s": 0.01, "timeout_s": 5, **more}))
+    return Target(number, Endpoint.read(address), Told(**{"interval_s": 0.01, "timeout_s": 5, **more}))
 
 
 def failing(error: Exception) -> Callable[[], Awaitable[Finding]]:
@@ -379,8 +380,9 @@ def test_a_configuration_takes_checks_of_several_types() -> None:
 
     assert Both.model_validate({"check": {"port": 80}}).check == TcpCheck(port=80)
     assert Both.model_validate({"check": {"type": "tcp", "port": 80}}).check == TcpCheck(port=80)
+    assert Both.model_validate({"check": {}}).check == TcpCheck()
     assert Both.model_validate({"check": {"type": "told", "rise": 7}}).check == Told(rise=7)
-    for wrong in ({"type": "htp"}, {"type": "told", "port": 80}, {}, {"type": 7}):
+    for wrong in ({"type": "htp"}, {"type": "told", "port": 80}, {"type": 7}):
         with pytest.raises(ValidationError):
             Both.model_validate({"check": wrong})
 
@@ -451,7 +453,9 @@ A, B = TcpCheck(port=1, rise=1, fall=1), TcpCheck(port=2, rise=1, fall=1)
 
 def result(check: Check, passed: bool, started_s: float = float("inf"), **more: Any) -> Result:
     finding = Finding(None if passed else "refused", **more)
-    return Result(Target(1, ip_address("10.0.0.1"), check), finding, started_s)
+    return Result(
+        Target(1, Endpoint(ip_address("10.0.0.1"), check.port_of(None, None)), check), finding, started_s
+    )
 
 
 @pytest.mark.parametrize(

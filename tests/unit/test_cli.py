@@ -109,7 +109,7 @@ def test_mistakes_end_with_status_2_before_anything_starts(daemon: Daemon) -> No
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
-        "--backend y: found 'y', expected an IPv4 or IPv6 address",
+        "--backend y: found 'y', expected an IPv4 or IPv6 address, also as 10.0.0.1:80, [fd00::1]:80",
         "--vip x: found 'x', expected an address, with or without a prefix length",
         "--workers 0: found '0', expected greater than or equal to 1",
         "3 mistakes in the configuration",

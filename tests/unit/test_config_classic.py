@@ -107,7 +107,9 @@ def test_failover_switches_the_checks_on(path: Path) -> None:
     assert read(path, text).services[0].checks == ()
     assert read(path, text + "failover  # yes\n").services[0].checks == (Check(port=80, interval_s=0.5),)
     assert read_classic(path, 4, failover=True).config().services[0].checks
-    assert mistakes(path, GOOD + "failover") == ["f:5: port_alive: missing, expected a value"]
+    assert mistakes(path, GOOD + "failover") == [
+        "f:5: port_alive: missing, expected a port, as listen does not name just one"
+    ]
 
 
 def test_quotes_comments_and_repetition_as_in_a_shell(path: Path) -> None:
@@ -164,7 +166,10 @@ server6=not an address
         ("LAST_CORE=3", "LAST_CORE: expected the first core beside it"),
         ("server4=10.0.0.3 wieght=1", "server4: found 'wieght=1' after the address, expected weight=N"),
         ("server4=10.0.0.3 weight=x", "server4: found 'x', expected a whole number"),
-        ("server4=10.0.0.300", "server4: found '10.0.0.300', expected an IPv4 or IPv6 address"),
+        (
+            "server4=10.0.0.300",
+            "server4: found '10.0.0.300', expected an IPv4 or IPv6 address, also as",
+        ),
         ("server4=10.0.0.2", "server4: found 10.0.0.2 twice in the service"),
         ("server4=fd00::1", "server4: found 'fd00::1', expected an IPv4 address"),
         ("port_alive=80000", "port_alive: found '80000', expected less than or equal to 65535"),

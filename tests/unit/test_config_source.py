@@ -120,7 +120,9 @@ def test_a_port_to_check_wins_and_switches_checks_on() -> None:
 
 
 def test_failover_needs_a_port() -> None:
-    assert mistakes(path=Path("f"), failover=True) == ["-f: port_alive: missing, expected a value"]
+    assert mistakes(path=Path("f"), failover=True) == [
+        "-f: port_alive: missing, expected a port, as listen does not name just one"
+    ]
     Path("f").write_text(CLASSIC + "port_alive=80")
     assert load(path=Path("f"), failover=True).services[0].checks == (Check(port=80),)
 

@@ -114,7 +114,7 @@ def test_the_example_shows_the_defaults() -> None:
         ('"tcp/80"', '"tcp/0"', "f:8: service.listen: found 'tcp/0', expected a port or a range"),
         ('"tcp/80"', "80", "f:8: service.listen: found 80, expected text as in tcp/80"),
         ("port = 80", "port = 65536", "f:10: service.check.port: found 65536, expected less than"),
-        ("port = 80", "", "f:9: service.check.port: missing, expected a value"),
+        ("port = 80", "", "f:9: service.check.port: missing, expected a port, as listen does not name"),
         ('"10.0.0.2"', '"10.0.0.300"', "f:15: service.backend.address: found '10.0.0.300', expected an IPv4"),
         ('"10.0.0.2"', "167772162", "f:15: service.backend.address: found 167772162, expected an IPv4"),
         ("weight = 3", "weight = -1", "f:13: service.backend.weight: found -1, expected greater"),
@@ -153,7 +153,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file() -> None:
         "f:10: service.check.port: found 0, expected greater than or equal to 1",
         "f:15: service.backend.address: found 10.0.0.1 twice in the service, expected it once (use weight)",
         "f:18: service.vips: 192.0.2.10 is answered by service 'web' already, expected other ports",
-        "f:20: service.backend.address: found 'nonsense', expected an IPv4 or IPv6 address",
+        "f:20: service.backend.address: found 'nonsense', expected an IPv4 or IPv6 address, also as"
+        " 10.0.0.1:80, [fd00::1]:80",
     ]
 
 

@@ -8,7 +8,6 @@ import pwd
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import NoneType
@@ -23,7 +22,7 @@ from loaded_mp.config.toml import parse_toml
 from loaded_mp.control import client, server
 from loaded_mp.control.client import ControlError, ask, ask_for_long
 from loaded_mp.control.commands import CommandError, Commands
-from loaded_mp.fields import Address, Network, Protocol
+from loaded_mp.fields import Address, Endpoint, Network, Protocol
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.status import (
@@ -43,8 +42,8 @@ Result = TypeVar("Result")
 UNSAVED = Unsaved(
     file=Path("/etc/f.toml"),
     added=(("web", Backend.model_validate({"address": "10.0.0.9"})),),
-    removed=(("web", ip_address("fd00::1")),),
-    weights=(("web", ip_address("10.0.0.1"), 7),),
+    removed=(("web", Endpoint.read("fd00::1")),),
+    weights=(("web", Endpoint.read("10.0.0.1"), 7),),
 )
 
 

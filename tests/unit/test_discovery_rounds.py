@@ -15,7 +15,7 @@ from loaded_mp.config.model import Backend, Config
 from loaded_mp.discovery.echo import Heard, Question, questions
 from loaded_mp.discovery.finder import AT_ONCE, Finder
 from loaded_mp.discovery.found import Absences, some
-from loaded_mp.fields import Address, Interface
+from loaded_mp.fields import Address, Endpoint, Interface
 from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.supervisor.backends import Backends
@@ -66,7 +66,7 @@ class World:
         return Finder(
             lambda: self.config,
             self,
-            lambda _, each: self.faults.get(each),
+            lambda _, each: self.faults.get(each.ip),
             self.attempt,
             self.own,
             self.hear,
@@ -84,8 +84,8 @@ class World:
         return Heard(self.answering, self.whole)
 
     async def attempt(self, target: Target) -> Finding:
-        self.asked.append(target.address)
-        serves = self.serving is None or target.address in self.serving
+        self.asked.append(target.endpoint.ip)
+        serves = self.serving is None or target.endpoint.ip in self.serving
         return Finding() if serves else Finding("refused")
 
     async def add(self, service: str, backend: Backend) -> list[str]:
@@ -95,9 +95,9 @@ class World:
             return [str(misfit)]
         return []
 
-    async def remove(self, service: str, address: Address) -> list[str]:
+    async def remove(self, service: str, endpoint: Endpoint) -> list[str]:
         try:
-            self.config = without_backend(self.config, service, address)
+            self.config = without_backend(self.config, service, endpoint)
         except MisfitError as misfit:
             return [str(misfit)]
         return []

@@ -1,12 +1,10 @@
 """What is added and removed while the daemon runs, beside what the configuration says."""
 
-from ipaddress import ip_address
-
 import pytest
 from building import service
 
 from loaded_mp.config.model import Backend, Config
-from loaded_mp.fields import Address
+from loaded_mp.fields import Endpoint
 from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.services import Ids
 from loaded_mp.supervisor.handover import read_state, write_state
@@ -21,8 +19,8 @@ def backend(address: str, weight: int = 1) -> Backend:
     return Backend.model_validate({"address": address, "weight": weight})
 
 
-def at(address: str) -> Address:
-    return ip_address(address)
+def at(address: str) -> Endpoint:
+    return Endpoint.read(address)
 
 
 def addresses(config: Config, name: str = "web") -> list[str]:

@@ -21,7 +21,7 @@ from scapy.layers.inet6 import (
 from loaded_mp.compiled import Bytes
 from loaded_mp.packet import header as h
 from loaded_mp.packet.address import destination_at, source_at
-from loaded_mp.packet.checksum import sum_words
+from loaded_mp.packet.checksum import read16, sum_words
 from loaded_mp.packet.header import parse
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.packet.rewrite import (
@@ -83,11 +83,15 @@ def packets(version: int) -> st.SearchStrategy[bytes]:
     return st.builds(lambda a, b: bytes(a / b), start, upper_layers(version))
 
 
-def rebuilt(data: bytes, **fields: str) -> bytes:
-    """The packet with other addresses and every checksum computed anew by scapy."""
+def rebuilt(data: bytes, **fields: str | int) -> bytes:
+    """The packet with other addresses and ports, and every checksum computed anew by scapy."""
     packet = (IP if data[0] >> 4 == 4 else IPv6)(data)
-    for key, value in fields.items():
-        setattr(packet, key, value)
+    layer: Any = packet
+    while layer:
+        for key, value in fields.items():
+            if key in layer.fields:
+                setattr(layer, key, value)
+        layer = layer.payload
     layer = packet
     while layer:
         for checksum in ("chksum", "cksum"):
@@ -105,10 +109,12 @@ def test_incremental_equals_full_checksum(version: int, data: st.DataObject) -> 
     packet = buffer(original)
     header = parse(packet, 8, 8 + len(original), False)
     assert header.reason == Reason.OK
-    set_destination(packet, header, address(BACKEND[version]))
-    assert packet[8:-8].tobytes() == rebuilt(original, dst=BACKEND[version])
-    set_source(packet, header, address(VIP[version]))
-    assert packet[8:-8].tobytes() == rebuilt(original, dst=BACKEND[version], src=VIP[version])
+    there, back = data.draw(ports), data.draw(ports)
+    set_destination(packet, header, address(BACKEND[version]), there)
+    assert packet[8:-8].tobytes() == rebuilt(original, dport=there, dst=BACKEND[version])
+    set_source(packet, header, address(VIP[version]), back)
+    wanted = rebuilt(original, dport=there, dst=BACKEND[version], sport=back, src=VIP[version])
+    assert packet[8:-8].tobytes() == wanted
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -120,8 +126,9 @@ def test_there_and_back_is_the_original(version: int, data: st.DataObject) -> No
     other = np.frombuffer(data.draw(size), dtype=np.uint8)
     packet = buffer(original)
     header = parse(packet, 8, 8 + len(original), False)
-    set_destination(packet, header, other)
-    set_destination(packet, header, address(VIP[version]))
+    before = read16(packet, header.upper + 2)
+    set_destination(packet, header, other, data.draw(ports))
+    set_destination(packet, header, address(VIP[version]), before)
     assert packet.tobytes() == buffer(original).tobytes()
 
 
@@ -227,20 +234,20 @@ def test_udp_zero_checksum_stays_zero() -> None:
     data = bytes(IP(src=CLIENT[4], dst=VIP[4]) / UDP(chksum=0) / b"data")
     packet = buffer(data)
     header = parse(packet, 8, 8 + len(data), False)
-    set_destination(packet, header, address(BACKEND[4]))
+    set_destination(packet, header, address(BACKEND[4]), 8053)
     assert packet[header.checksum] == packet[header.checksum + 1] == 0
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_udp_checksum_computed_as_zero_is_sent_as_ones(version: int) -> None:
     """Choose the payload so that the rewritten datagram's checksum computes to zero (RFC 768)."""
-    first = network(version, src=CLIENT[version], dst=BACKEND[version]) / UDP(sport=1, dport=2) / b"\x00\x00"
+    first = network(version, src=CLIENT[version], dst=BACKEND[version]) / UDP(sport=1, dport=9) / b"\x00\x00"
     checksum = (IP if version == 4 else IPv6)(bytes(first))[UDP].chksum
     payload = checksum.to_bytes(2, "big")
     data = bytes(network(version, src=CLIENT[version], dst=VIP[version]) / UDP(sport=1, dport=2) / payload)
     packet = buffer(data)
     header = parse(packet, 8, 8 + len(data), False)
-    set_destination(packet, header, address(BACKEND[version]))
+    set_destination(packet, header, address(BACKEND[version]), 9)
     assert packet[header.checksum : header.checksum + 2].tobytes() == b"\xff\xff"
 
 
@@ -261,20 +268,20 @@ def test_icmp_error_quotes_are_rewritten(version: int, quoted_bytes: int) -> Non
     start = outer.upper + 8
     inside = parse(packet, start, outer.end, True)
     assert (inside.reason, inside.kind) == (Reason.OK, h.KIND_PORTS)
-    set_quoted_source(packet, outer, inside, address(BACKEND[version]))
-    set_destination(packet, outer, address(BACKEND[version]))
+    set_quoted_source(packet, outer, inside, address(BACKEND[version]), 8080)
+    set_destination(packet, outer, address(BACKEND[version]), 8080)
 
-    wanted_inner = rebuilt(inner, src=BACKEND[version])[: len(quote)]
+    wanted_inner = rebuilt(inner, src=BACKEND[version], sport=8080)[: len(quote)]
     wanted = bytes(
         network(version, src=error.src, dst=BACKEND[version])
         / (ICMP(type=3, code=4) if version == 4 else ICMPv6DestUnreach())
         / wanted_inner
     )
     assert packet[8:-8].tobytes() == wanted
-    set_quoted_source(packet, outer, inside, address(VIP[version]))
-    set_quoted_destination(packet, outer, inside, address(BACKEND[version]))
-    set_quoted_destination(packet, outer, inside, address(CLIENT[version]))
-    set_destination(packet, outer, address(VIP[version]))
+    set_quoted_source(packet, outer, inside, address(VIP[version]), 80)
+    set_quoted_destination(packet, outer, inside, address(BACKEND[version]), 8080)
+    set_quoted_destination(packet, outer, inside, address(CLIENT[version]), 5)
+    set_destination(packet, outer, address(VIP[version]), 0)
     assert packet[8:-8].tobytes() == data
 
 

@@ -1,7 +1,6 @@
 """What was changed at run time goes into the file, whose comments stay."""
 
 import os
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Backend
 from loaded_mp.config.saving import BACKUP, Unsaved, changed, save
 from loaded_mp.config.toml import parse_toml
+from loaded_mp.fields import Endpoint
 
 FILE = """\
 workers = 2  # not more
@@ -69,10 +69,10 @@ def test_one_that_was_added_stands_behind_the_others() -> None:
 
 
 def test_of_one_that_was_removed_nothing_is_left_and_what_follows_stays() -> None:
-    after = changed(FILE, "f", unsaved(removed=(("web", ip_address("10.0.0.2")),)))
+    after = changed(FILE, "f", unsaved(removed=(("web", Endpoint.read("10.0.0.2")),)))
     gone = '[[service.backend]]\naddress = "10.0.0.2"\n# It is slow.\n\n'
     assert after == FILE.replace(gone, "")
-    first = changed(FILE, "f", unsaved(removed=(("web", ip_address("10.0.0.1")),)))
+    first = changed(FILE, "f", unsaved(removed=(("web", Endpoint.read("10.0.0.1")),)))
     assert [str(each.address) for each in parse_toml(first, "f").config().services[0].backends] == [
         "10.0.0.2"
     ]
@@ -80,7 +80,7 @@ def test_of_one_that_was_removed_nothing_is_left_and_what_follows_stays() -> Non
 
 
 def test_a_weight_is_set_where_it_stands_or_behind() -> None:
-    weights = (("web", ip_address("10.0.0.1"), 7), ("dns", ip_address("10.0.0.3"), 0))
+    weights = (("web", Endpoint.read("10.0.0.1"), 7), ("dns", Endpoint.read("10.0.0.3"), 0))
     after = changed(FILE, "f", unsaved(weights=weights))
     assert after == FILE.replace("weight = 3 ", "weight = 7 ") + "weight = 0\n"
 
@@ -91,8 +91,8 @@ def test_a_list_of_one_line_tables() -> None:
         "f",
         unsaved(
             added=(backend("10.0.0.9", name="new"),),
-            removed=(("web", ip_address("10.0.0.1")),),
-            weights=(("web", ip_address("10.0.0.2"), 5),),
+            removed=(("web", Endpoint.read("10.0.0.1")),),
+            weights=(("web", Endpoint.read("10.0.0.2"), 5),),
         ),
     )
     said = parse_toml(after, "f").config().services[0].backends
@@ -118,7 +118,7 @@ def test_the_file_is_replaced_as_a_whole_and_kept_as_it_was(tmp_path: Path) -> N
     assert backup == file.with_name("f.toml" + BACKUP)
     assert backup.read_text() == FILE
     assert link.is_symlink()
-    assert parse_toml(file.read_text(), "f").config().services[0].backends[2].address == ip_address(
+    assert parse_toml(file.read_text(), "f").config().services[0].backends[2].address == Endpoint.read(
         "10.0.0.9"
     )
     assert {each.stat().st_mode & 0o777 for each in (file, backup)} == {0o640}
@@ -164,5 +164,7 @@ address = "10.0.0.3"
     web, dns = now.services
     assert [(str(each.address), each.weight) for each in web.backends] == [("10.0.0.1", 1), ("10.0.0.2", 2)]
     assert (web.discovery, dns) == (before.services[0].discovery, before.services[1])
-    gone = unsaved(removed=[("web", ip_address("10.0.0.9"))], weights=[("web", ip_address("10.0.0.9"), 3)])
+    gone = unsaved(
+        removed=[("web", Endpoint.read("10.0.0.9"))], weights=[("web", Endpoint.read("10.0.0.9"), 3)]
+    )
     assert changed(text, "f", gone) == text

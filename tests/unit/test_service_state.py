@@ -41,10 +41,10 @@ class Machine:
     def heard(self, address: str, passed: bool) -> None:
         """A check found this of the backends at an address."""
         for target in self.backends.targets():
-            if str(target.address) == address:
+            if str(target.endpoint.ip) == address:
                 self.backends.heard(
                     Result(
-                        Target(target.backend, target.address, target.check),
+                        Target(target.backend, target.endpoint, target.check),
                         Finding(None if passed else "refused"),
                         self.now_s,
                     )

@@ -43,14 +43,18 @@ def control_socket(group: str | None = None) -> Iterator[socket.socket]:
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             _lock(stack, lock_path(path))
-            path.unlink(missing_ok=True)  # a daemon that was killed left it
             control = stack.enter_context(socket.socket(socket.AF_UNIX))
-            control.bind(str(path))
-            stack.callback(path.unlink, missing_ok=True)
-            path.chmod(0o600)
+            new = path.with_suffix(".new")
+            new.unlink(missing_ok=True)  # a daemon that was killed left it
+            control.bind(str(new))
+            new.chmod(0o600)
             if group is not None:
-                os.chown(path, -1, group_number(group))
-                path.chmod(0o660)
+                os.chown(new, -1, group_number(group))
+                new.chmod(0o660)
+            for each in (new, path):
+                stack.callback(each.unlink, missing_ok=True)
+            # Who asks while a daemon takes the place of another finds the one's socket or the other's.
+            new.replace(path)
         except OSError as error:
             raise NetworkError(
                 f"{path}: {error.strerror}; loaded-mp has to run as root and to write there"

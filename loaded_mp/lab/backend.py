@@ -16,6 +16,8 @@ daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 4096; }}
 http {{
   access_log off; keepalive_requests 1000000000; sendfile on;
+  # Tests that last long have connections on which nobody speaks.
+  keepalive_timeout 1h; client_header_timeout 1h; client_body_timeout 1h; send_timeout 1h;
   client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
   uwsgi_temp_path {folder}; scgi_temp_path {folder};
   server {{

@@ -17,7 +17,7 @@ from loaded_mp.lab.wait import wait_until
 
 SOURCES = 100
 BIG_MIB = 1
-HAND_OVERS = 4
+HAND_OVERS = 50
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +95,23 @@ def test_many_hand_overs_leave_what_one_leaves(lab: Lab) -> None:
     daemon = lab.daemon(lab.config(workers=2))
     pid = daemon.process.pid
 
-    def figures() -> tuple[int, int]:
-        return len(os.listdir(f"/proc/{pid}/fd")), len(lab.balancer.processes())
+    def figures() -> tuple[int, ...]:
+        rules = lab.balancer.run("iptables-save").stdout.count("LOADED")
+        return len(os.listdir(f"/proc/{pid}/fd")), len(lab.balancer.processes()), rules
+
+    def memory_kib() -> int:
+        said = lab.balancer.run("ps", "-o", "rss=", "-p", ",".join(map(str, lab.balancer.processes()))).stdout
+        return sum(map(int, said.split()))
 
     restart(lab, daemon)
-    first = figures()
+    first, first_kib = figures(), memory_kib()
     clients = [Clients(lab, vip, BIG_MIB) for vip in VIPS]
     for _ in range(HAND_OVERS):
         restart(lab, daemon)
     lab.let_backends_speak()
     assert [each.served() for each in clients] == [f"{KINDS * SOURCES} []"] * len(VIPS)
     assert figures() == first
+    assert memory_kib() < 1.2 * first_kib
     daemon.stop()
 
 

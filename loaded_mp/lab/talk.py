@@ -77,11 +77,11 @@ for command in sys.stdin:
 
 
 class Line:
-    """One connection to a lab's speaker."""
+    """One connection to a lab's speaker, or to who else answers lines."""
 
-    def __init__(self, namespace: Namespace, address: str, source: str = "") -> None:
+    def __init__(self, namespace: Namespace, address: str, source: str = "", port: int = PORT) -> None:
         """`source`: the address to speak from; empty: the kernel's choice."""
-        self._process = namespace.talk(sys.executable, "-c", _LINE, address, str(PORT), source)
+        self._process = namespace.talk(sys.executable, "-c", _LINE, address, str(port), source)
         assert self._process.stdout
         self.begun, port = self._process.stdout.readline().split()
         self.port = int(port)

@@ -83,8 +83,8 @@ class Line:
         """`source`: the address to speak from; empty: the kernel's choice."""
         self._process = namespace.talk(sys.executable, "-c", _LINE, address, str(port), source)
         assert self._process.stdout
-        self.begun, port = self._process.stdout.readline().split()
-        self.port = int(port)
+        self.begun, own_port = self._process.stdout.readline().split()
+        self.port = int(own_port)
 
     def ask(self, text: str = "hello", timeout_s: float = 5.0) -> str:
         """Say something and hear the answer, as `hear`."""

@@ -131,3 +131,54 @@ def test_what_is_large_does_not_take_long() -> None:
     wrong = [{**each, "listen": [each["name"]]} for each in many]
     assert len(found(*wrong)) == count
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("listen", "backends", "expected"),
+    [
+        (["tcp/80"], ["10.0.0.1:8080", "10.0.0.1:8081", "10.0.0.1", "10.0.0.2:8080"], ""),
+        (["tcp/53", "udp/53", "icmp"], ["10.0.0.1:5353"], ""),
+        (["tcp/5000-5010"], ["10.0.0.1:8000", "10.0.0.1:8011", "10.0.0.1"], ""),
+        (["tcp/80"], ["10.0.0.1:8080", "10.0.0.1:8080"], "found 10.0.0.1:8080 twice in the service"),
+        (["tcp/80"], ["10.0.0.1", "10.0.0.1:80"], "found 10.0.0.1:80 twice in the service"),
+        (
+            ["tcp/5000-5010"],
+            ["10.0.0.1:8010", "10.0.0.1:8000"],
+            "found 10.0.0.1:8000, which has ports of another",
+        ),
+        (["tcp/5000-5010"], ["10.0.0.1:65526"], "found 10.0.0.1:65526, expected as many ports from 65526 on"),
+        (["tcp/80", "tcp/443"], ["10.0.0.1:8080"], "found the port 8080, expected listen to name one port"),
+        (["tcp"], ["10.0.0.1:8080"], "found the port 8080, expected listen to name one port or range"),
+        ([], ["10.0.0.1:8080"], "found the port 8080, expected listen to name one port or range for it"),
+    ],
+)
+def test_ports_of_backends_fit_what_is_listened_to(
+    listen: list[str], backends: list[str], expected: str
+) -> None:
+    texts = [text for _, text in found(service(backends=backends, listen=listen))]
+    assert [text[: len(expected)] for text in texts] == [expected] * bool(expected)
+
+
+def test_many_backends_on_one_machine_take_no_time() -> None:
+    backends = [f"10.0.0.1:{port}" for port in range(1, 8_001)]
+    begun_s = time.monotonic()
+    assert not found(service(backends=backends, listen=["tcp/80"]))
+    assert time.monotonic() - begun_s < 20
+
+
+@pytest.mark.parametrize(
+    ("listen", "check", "lacks"),
+    [
+        ([], {}, True),
+        (["tcp/80", "tcp/443"], {"type": "udp", "send": "x"}, True),
+        (["tcp/80"], {}, False),
+        (["tcp/80-90"], {}, False),
+        ([], {"port": 80}, False),
+        ([], {"type": "http"}, False),
+        ([], {"type": "icmp"}, False),
+    ],
+)
+def test_a_check_has_a_port(listen: list[str], check: dict[str, Any], lacks: bool) -> None:
+    for checks in (check, [check]):
+        mistakes = found(service(listen=listen, checks=checks))
+        assert [text.partition(",")[0] for _, text in mistakes] == ["missing"] * lacks

@@ -99,3 +99,26 @@ def test_it_outlives_a_hand_over() -> None:
     noted = read_state(memory)
     assert noted
     assert noted[2] == overlay
+
+
+def test_ports_that_do_not_fit_any_more_are_passed_over() -> None:
+    def app(*listen: str) -> Config:
+        return Config(services=(service("web", ["192.0.2.10"], {"10.0.0.1:8080": 1}, listen=list(listen)),))
+
+    added = [backend(each) for each in ("10.0.0.1:8081", "10.0.0.1", "10.0.0.2:8080")]
+    overlay = Overlay()
+    for each in added:
+        overlay = overlay.adding("web", each)
+    assert addresses(overlay.over(app("tcp/80"))) == [
+        "10.0.0.1:8080",
+        "10.0.0.1:8081",
+        "10.0.0.1",
+        "10.0.0.2:8080",
+    ]
+    assert addresses(overlay.over(app("tcp/80-83"))) == ["10.0.0.1:8080", "10.0.0.1", "10.0.0.2:8080"]
+    with pytest.raises(MisfitError, match=r"10.0.0.1:8081, which has ports of another backend"):
+        with_backend(app("tcp/80-83"), "web", added[0])
+    assert overlay.removing("web", at("10.0.0.1:8081")).added.keys() == {
+        ("web", at("10.0.0.1")),
+        ("web", at("10.0.0.2:8080")),
+    }

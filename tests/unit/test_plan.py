@@ -72,9 +72,9 @@ def plan(wanted: Config, here: Host, first_queue: int, workers: int) -> Plan:
     return plan_of(services_of(with_queues(wanted, first_queue, workers)), here)
 
 
-def plan_with_ids(backends: dict[int, str]) -> Plan:
+def plan_with_ids(backends: dict[int, str], **service: Any) -> Plan:
     """The plan for a service with these backends by id, in the way of conntrack."""
-    wanted = with_queues(config({"forwarding": "conntrack"}), 0, 2)
+    wanted = with_queues(config({"forwarding": "conntrack", **service}), 0, 2)
     (web,) = wanted.services
     listed = {number: Backend.model_validate({"address": text}) for number, text in backends.items()}
     vip4, vip6 = (vip.ip for vip in web.vips)
@@ -563,3 +563,49 @@ def test_counters_of_many_backends_share_chains_that_only_their_packets_enter() 
         counted += ours
     assert sorted(counted) == sorted([*marks] * 2)
     assert len(chains) + max(len(chain.rules) for chain in chains) < 100
+
+
+def test_replies_are_known_by_the_ports_of_their_backends() -> None:
+    addresses = ("10.0.0.1:8080", "10.0.0.2:8081", "10.0.0.3", "[fd00::1]:8082")
+    backends = [{"address": each} for each in addresses]
+    found = plan(config({"listen": ["tcp/80", "icmp"], "backends": backends}), host(), 0, 1)
+    queue = "-j NFQUEUE --queue-num 0"
+    assert rules(found, 4, "LOADED-POSTROUTING")[-4:] == [
+        f"-s 10.0.0.0/24 {match} {queue}"
+        for match in ("-p tcp --sport 80", "-p icmp", "-p tcp --sport 8080", "-p tcp --sport 8081")
+    ]
+    assert rules(found, 6, "LOADED-POSTROUTING")[-3:] == [
+        f"-s fd00::/64 {match} {queue}" for match in ("-p tcp --sport 80", "-p icmpv6", "-p tcp --sport 8082")
+    ]
+    alone = config({"listen": ["tcp/80"], "backends": backends}, backend_networks=[])
+    assert rules(plan(alone, host(), 0, 1), 4, "LOADED-POSTROUTING")[-5:] == [
+        f"-s 10.0.0.1/32 -p tcp --sport 80 {queue}",
+        f"-s 10.0.0.1/32 -p tcp --sport 8080 {queue}",
+        f"-s 10.0.0.2/32 -p tcp --sport 80 {queue}",
+        f"-s 10.0.0.2/32 -p tcp --sport 8081 {queue}",
+        f"-s 10.0.0.3/32 -p tcp --sport 80 {queue}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [
+        (["tcp/80"], ["-p tcp --dport 80 -m mark --mark 0x4c4d0007 -j DNAT --to-destination 10.0.0.1:8080"]),
+        (
+            ["tcp/5000-5003", "udp/5000-5003", "icmp"],
+            [
+                "-p tcp --dport 5000:5003 -m mark --mark 0x4c4d0007 -j DNAT"
+                " --to-destination 10.0.0.1:8080-8083/5000",
+                "-p udp --dport 5000:5003 -m mark --mark 0x4c4d0007 -j DNAT"
+                " --to-destination 10.0.0.1:8080-8083/5000",
+                "-p icmp -m mark --mark 0x4c4d0007 -j DNAT --to-destination 10.0.0.1",
+            ],
+        ),
+    ],
+)
+def test_the_kernel_translates_to_the_ports_of_backends(listen: list[str], expected: list[str]) -> None:
+    found = plan_with_ids({7: "10.0.0.1:8080", 8: "10.0.0.1"}, listen=listen)
+    assert [rule for rule in rules(found, 4, "LOADED-DNAT") if "DNAT" in rule] == [
+        *expected,
+        "-m mark --mark 0x4c4d0008 -j DNAT --to-destination 10.0.0.1",
+    ]

@@ -72,7 +72,7 @@ def test_there_and_back_with_every_checksum(version: int, data: st.DataObject) -
     assert world.flows() == 1
     assert world.reply(reply, forgotten=True) == (Reason.OK, back)
 
-    cut = data.draw(st.integers(8, 400))
+    cut = 2 * data.draw(st.integers(4, 200))  # never within a checksum
     headers = 20 if version == 4 else 40
     about = unreachable(version, ROUTER[version], vip, back[: headers + cut])
     wanted = unreachable(version, ROUTER[version], machine, bytes(reply)[: headers + cut])

@@ -79,6 +79,30 @@ def test_of_one_that_was_removed_nothing_is_left_and_what_follows_stays() -> Non
     assert "# --- Names." in first
 
 
+def test_backends_on_one_address_are_told_apart_by_their_ports() -> None:
+    text = (
+        '[[service]]\nname = "web"\nvips = ["192.0.2.10"]\nlisten = ["tcp/80"]\n'
+        '[[service.backend]]\naddress = "10.0.0.1:8080"\n[[service.backend]]\naddress = "10.0.0.1:8081"\n'
+    )
+    changes = unsaved(
+        added=(backend("10.0.0.1:8082"), backend("[fd00::1]:8080")),
+        removed=(("web", Endpoint.read("10.0.0.1:8081")),),
+        weights=(("web", Endpoint.read("10.0.0.1:8080"), 7),),
+    )
+    assert changes.lines()[1:] == [
+        "service web: + backend 10.0.0.1:8082, weight 1",
+        "service web: + backend [fd00::1]:8080, weight 1",
+        "service web: backend 10.0.0.1:8080: weight 7",
+    ]
+    saved = changed(text, "f", changes)
+    assert [line for line in saved.splitlines() if "=" in line][3:] == [
+        'address = "10.0.0.1:8080"',
+        "weight = 7",
+        'address = "10.0.0.1:8082"',
+        'address = "[fd00::1]:8080"',
+    ]
+
+
 def test_a_weight_is_set_where_it_stands_or_behind() -> None:
     weights = (("web", Endpoint.read("10.0.0.1"), 7), ("dns", Endpoint.read("10.0.0.3"), 0))
     after = changed(FILE, "f", unsaved(weights=weights))

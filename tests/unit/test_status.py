@@ -135,6 +135,26 @@ def test_as_ipvsadm() -> None:
     )
 
 
+def test_ports_of_backends_as_ipvsadm_has_them() -> None:
+    (service,) = with_backends(BACKEND).services
+    backends = tuple(
+        BACKEND.model_copy(update={"address": each})
+        for each in ("10.0.0.1:8000", "10.0.0.1", "[fd00::1]:8000")
+    )
+    more = {"vips": ("192.0.2.10", "2001:db8::10"), "listen": ("tcp/80-82", "icmp"), "backends": backends}
+    now = QUIET.model_copy(update={"services": (service.model_copy(update=more),)})
+    ends = [line[:33].strip() for line in ipvsadm(now) if "->" in line or "2001" in line]
+    assert ends[1:8] == [
+        "-> 10.0.0.1:8000-8002",
+        "-> 10.0.0.1:80-82",
+        "-> 10.0.0.1:0",
+        "-> 10.0.0.1:0",
+        "TCP  [2001:db8::10]:80-82",
+        "-> [fd00::1]:8000-8002",
+        "ICMP [2001:db8::10]:0",
+    ]
+
+
 def test_a_backend_that_is_down_says_why_and_for_how_long() -> None:
     cause = "connect to [fd00::1]:80: refused"
     down = BACKEND.model_copy(update={"up": False, "since_s": 185.2, "cause": cause})

@@ -167,3 +167,34 @@ def test_checks_that_were_not_asked_say_so(world: World) -> None:
     ]
     assert len(world.steering.checks(None, "dns")) == 3
     assert len(world.steering.checks(None, None)) == 6
+
+
+def test_an_address_alone_is_all_that_is_there() -> None:
+    app = service(
+        "app",
+        ["192.0.2.20", "2001:db8::20"],
+        dict.fromkeys(["10.0.0.9:8080", "10.0.0.9:8081", "[fd00::9]:8080", "10.0.0.8:8080"], 1),
+        listen=["tcp/80"],
+    )
+    world = World(WEB, app)
+    assert world.find("10.0.0.9") == ["10.0.0.9:8080", "10.0.0.9:8081"]
+    assert world.find("10.0.0.9:8081") == ["10.0.0.9:8081"]
+    assert world.find("[fd00:0::9]:8080") == world.find("fd00::9") == ["[fd00::9]:8080"]
+    for word in ("10.0.0.9:80", "10.0.0.1:80", "fd00::9:8080"):
+        with pytest.raises(CommandError, match="there is no backend"):
+            world.find(word)
+    assert [target.endpoint.port for target in world.backends.targets()] == [80] * 3
+
+
+def test_a_check_asks_at_the_backends_own_port() -> None:
+    checks = [{"type": "tcp"}, {"type": "tcp", "port": 7}, {"type": "http", "address": "10.9.9.9"}]
+    backends = {"10.0.0.9:8080": 1, "10.0.0.9": 1}
+    world = World(service("app", ["192.0.2.20"], backends, listen=["tcp/81"], checks=checks))
+    assert [str(target.endpoint) for target in world.backends.targets()] == [
+        "10.0.0.9:8080",
+        "10.0.0.9:7",
+        "10.9.9.9:8080",
+        "10.0.0.9:81",
+        "10.0.0.9:7",
+        "10.9.9.9:80",
+    ]

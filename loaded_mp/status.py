@@ -9,6 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+#: Where open flows decide who gets new ones, so many show the share of each backend.
+TRIED_FLOWS = 1_000
+
 
 class Wanted(StrEnum):
     """What the operator wants of a backend."""
@@ -127,6 +130,51 @@ class Explanation(_Model):
     backend_port: int | None  #: the port that it gets there, where that is another one; None: its own
     why: str  #: it goes there, or nowhere
     forwarding: str  #: who writes the addresses, as the configuration says it
+
+
+class MoveStatus(_Model):
+    """Flows that would go from one backend to another with their next packet."""
+
+    backend: str
+    address: str
+    to_backend: str  #: empty: nowhere, as no backend gets new flows
+    to_address: str
+    flows: int
+
+
+class SpreadStatus(_Model):
+    """One backend as it is and as it would be; None: it is not there."""
+
+    name: str
+    address: str
+    flows: int | None  #: open now
+    flows_then: int | None  #: once those that would move have moved
+    share: float | None  #: of new flows, 0 to 1
+    share_then: float | None
+
+
+class ServiceForecast(_Model):
+    """What would change for one family of a service."""
+
+    service: str
+    family: Literal[4, 6]
+    stays: bool  #: whether it is there now and then
+    scheduler: str  #: then
+    moves: tuple[MoveStatus, ...]
+    ends: int  #: flows that nobody would answer any more
+    homeless: int  #: flows that move anyway, as their backend is not usable
+    exact: bool  #: whether each flow goes where `moves` says, whatever else comes and goes
+    by_open_flows: bool  #: whether shares are of the next TRIED_FLOWS, if none ends
+    elsewhere: float | None  #: the share of new clients that would get another backend; None: no hash says
+    spread: tuple[SpreadStatus, ...]
+
+
+class Forecast(_Model):
+    """What would become of flows. Services for which nothing changes are left out."""
+
+    moves: int  #: flows that would go to another backend with their next packet
+    ends: int  #: flows that nobody would answer any more
+    services: tuple[ServiceForecast, ...]
 
 
 class WorkerStatus(_Model):

@@ -38,6 +38,7 @@ _COMMANDS = {
     "top": "Show services and backends, live.",
     "warm-up": "Compile now, so that the first start is a fast one.",
     "weight": "Give a backend another share of new clients.",
+    "whatif": "Say which flows would move if you said this or that.",
 }
 
 

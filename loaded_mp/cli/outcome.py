@@ -4,16 +4,15 @@ import sys
 
 import click
 
-from loaded_mp.control.client import ControlError, ask_for_long
+from loaded_mp.cli.asking import slow_answer_to
 from loaded_mp.status import Outcome
 
 
 def change(command: str, /, **arguments: object) -> Outcome:
     """What came of a command, however long it takes; a daemon that does not answer ends the process."""
-    try:
-        return ask_for_long(command, Outcome, _say_wait, **arguments)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from None
+    return slow_answer_to(
+        command, Outcome, "another program, such as iptables' lock, holds it up", **arguments
+    )
 
 
 def show(outcome: Outcome, done: str, mistaken_status: int = 1) -> None:
@@ -32,7 +31,3 @@ def show(outcome: Outcome, done: str, mistaken_status: int = 1) -> None:
         click.echo(f"only {how} over {setting}", err=True)
     if outcome.needs_restart:
         sys.exit(1)
-
-
-def _say_wait() -> None:
-    click.echo("still under way: another program, such as iptables' lock, holds it up", err=True)

@@ -57,6 +57,8 @@ def _prime(value: int) -> int:
 
 Prime = Annotated[int, Field(ge=2, le=MAX_ROUND), AfterValidator(_prime)]
 
+SchedulerName = Annotated[str, one_of(SCHEDULERS)]
+
 AFFINITIES = tuple(each.name.lower() for each in Affinity)
 
 _AFFINITY = re.compile(r"([a-z]+)(?:/(\d+))?(?:/(\d+))?")
@@ -159,7 +161,7 @@ class Service(Settings):
     name: str = Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_.-]+$")
     vips: tuple[InterfaceField, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
-    scheduler: Annotated[str, one_of(SCHEDULERS)] = "wrr"
+    scheduler: SchedulerName = "wrr"
     table_size: Prime = MAX_ROUND  #: slots of Maglev's table
     affinity: ClientAffinity = ClientAffinity(kind="source")
     tcp_fin_idle_s: IdleSeconds = 120  #: of a connection that one end has ended, with affinity = "connection"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from loaded_mp.config.model import Backend, Config
+from loaded_mp.config.model import Backend, Config, SchedulerName
 from loaded_mp.config.saving import Unsaved
 from loaded_mp.fields import Address, AddressField, Network, NetworkField, Port, Protocol, Weight
 from loaded_mp.status import (
@@ -13,6 +13,7 @@ from loaded_mp.status import (
     Event,
     Explanation,
     FlowsStatus,
+    Forecast,
     Outcome,
     ServiceStatus,
     Status,
@@ -48,6 +49,15 @@ class Daemon(typing.Protocol):
     async def move(self, source: Address, backend: str, service: str | None) -> FlowsStatus: ...
 
     def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation: ...
+
+    async def what_if(
+        self,
+        weights: dict[str, int],
+        without: list[str],
+        add: list[Backend],
+        scheduler: str | None,
+        service: str | None,
+    ) -> Forecast: ...
 
     async def events_after(self, number: int, wait_s: float) -> list[Event]: ...
 
@@ -117,6 +127,18 @@ class Commands:
     ) -> Explanation:
         """What would become of a packet of a client for a VIP now, and why. Changes nothing."""
         return self._daemon.explain(source, vip, protocol, port)
+
+    async def whatif(
+        self,
+        weights: dict[str, Weight] | None = None,
+        without: list[str] | None = None,
+        add: list[Backend] | None = None,
+        scheduler: SchedulerName | None = None,
+        service: str | None = None,
+    ) -> Forecast:
+        """What would become of flows, open and new, with other weights by backend, without some backends,
+        with some more, or with another scheduler. Changes nothing."""
+        return await self._daemon.what_if(weights or {}, without or [], add or [], scheduler, service)
 
     async def events(self, after: int = 0, wait_s: WaitSeconds = 0) -> list[Event]:
         """The last changes that have a higher number; if there are none, wait for one."""

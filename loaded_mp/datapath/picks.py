@@ -1,14 +1,17 @@
 """Which backend a new flow gets: one function for each Pick."""
 
 import numpy as np
+import numpy.typing as npt
 
 from loaded_mp.compiled import compiled, signed
 from loaded_mp.datapath.work import Work
-from loaded_mp.flows.atomics import add
+from loaded_mp.flows.atomics import Words, add
 from loaded_mp.flows.flow import Flow
 from loaded_mp.flows.siphash import siphash
 from loaded_mp.memory.snapshot import Pick, ServiceColumn
 from loaded_mp.packet.address import Address128
+
+Longs = npt.NDArray[np.int64]
 
 #: Known to everybody: a client's slot is the same after a restart and on other machines.
 _PUBLIC_SECRET = np.zeros(2, np.uint64)
@@ -39,6 +42,22 @@ def pick(work: Work, service: int, flow: Flow, vip: Address128) -> int:
         second = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ONE))
         return second if _is_less(work, service, second, first) else first
     return _slot(work, service, turn)
+
+
+@compiled
+def pick_all(work: Work, service: int, clients: Words, vips: Words, picked: Longs) -> None:
+    """Pick a backend for one new flow after the other; each is open from then on in the work's row.
+
+    `clients` and `vips` are uint64[n, 2], addresses as Address128; `picked`: int64[n], backend ids, -1: none.
+    """
+    row = work.snapshot.services[service]
+    high, low = np.uint64(row[ServiceColumn.NETWORK_HIGH]), np.uint64(row[ServiceColumn.NETWORK_LOW])
+    for i in range(picked.size):
+        client = Address128(clients[i, 0] & high, clients[i, 1] & low)
+        backend = pick(work, service, Flow(_ZERO, _ZERO, client), Address128(vips[i, 0], vips[i, 1]))
+        picked[i] = backend
+        if backend >= 0:
+            work.active[work.worker, backend] += 1
 
 
 @compiled

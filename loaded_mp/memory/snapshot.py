@@ -165,3 +165,8 @@ def snapshot_fields(prefix: str) -> list[Field]:
 def snapshot_from(arrays: dict[str, npt.NDArray[Any]], prefix: str) -> Snapshot:
     """The buffer whose fields begin with `prefix`."""
     return Snapshot(**{name: arrays[prefix + name] for name in _SHAPES})
+
+
+def new_snapshot() -> Snapshot:
+    """A buffer of zeros that is this process's own."""
+    return Snapshot(**{name: np.zeros(shape, dtype) for name, (dtype, shape, _) in _SHAPES.items()})

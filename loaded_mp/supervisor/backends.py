@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 
 from loaded_mp.checks.runner import Result, Target, Targets
@@ -71,6 +71,16 @@ class Backends:
     def imagined(self, config: Config) -> Services:
         """As `expand`, but no number is given out. Raises TooLargeError."""
         return deepcopy(self._ids).expand(config, self.services)
+
+    def imagined_states(self, services: Services) -> dict[int, BackendState]:
+        """What the states of these services' backends would be at first: copies, which nothing else reads."""
+        states = {}
+        for number, part in services.part_of.items():
+            # A number that a removed backend has held may be another one's.
+            known = self.states.get(number) if number in self.services.part_of else None
+            states[number] = copy(known) if known else _first_state(part.service, part.id in self._running)
+            states[number].follow(part.service)
+        return states
 
     def configure(self, services: Services) -> None:
         """Let these be the services."""

@@ -28,6 +28,7 @@ from loaded_mp.status import (
     Event,
     Explanation,
     FlowsStatus,
+    Forecast,
     Outcome,
     ServiceStatus,
     Status,
@@ -64,6 +65,7 @@ from loaded_mp.supervisor.state import Change
 from loaded_mp.supervisor.steering import Steering
 from loaded_mp.supervisor.sweep import Count, Expire, Sweeper
 from loaded_mp.supervisor.tracking import Tracking
+from loaded_mp.supervisor.what_if import WhatIf
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,7 @@ class Daemon:
         self.rates = Rates(self.memory, self.accounting)
         self.steering = Steering(self.backends, self.changes)
         self._open_flows = OpenFlows(self.memory, self.backends, self.steering, self.sweeper)
+        self._what_if = WhatIf(self.memory, self.backends, self.steering, self.sweeper)
         self.network = NetworkSetup(self.drift, self.accounting, self._network_setup)
         self.checks = Runner(self.backends.targets(), self._heard)
         self.observation = Observation(self.memory, self.backends, self._observed_down)
@@ -329,6 +332,18 @@ class Daemon:
     def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation:
         """What would become of a packet now, and why. Raises CommandError."""
         return explain(self.memory, self.backends, (source, vip), protocol, port)
+
+    async def what_if(
+        self,
+        weights: dict[str, int],
+        without: list[str],
+        add: list[Backend],
+        scheduler: str | None,
+        service: str | None,
+    ) -> Forecast:
+        """What would become of flows if that were said. Raises CommandError."""
+        async with self._reload.lock:
+            return await self._what_if.asked(weights, without, add, scheduler, service)
 
     async def events_after(self, number: int, wait_s: float) -> list[Event]:
         """The last events with a higher number, or those that come within a time."""

@@ -9,6 +9,8 @@ from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.fields import Endpoint
 from loaded_mp.network.changes import AddChain, Change
 from loaded_mp.services import Part, Services
+from loaded_mp.status import Forecast
+from loaded_mp.supervisor.fates import Fate, fates
 
 #: Of tables that have lines of their own, or are too long for one.
 _TABLES = ("services", "network", "backends", "checks")
@@ -25,8 +27,8 @@ def service_differences(before: Services, after: Services, flows: Mapping[int, i
     yield from _settings("network.", before.config.network, after.config.network)
     names = {part.id: part.service.name for part in before.parts}
     gone = dict(before.by_name)
-    stay = {part.id for part in after.parts if part.backends}
-    fates: Counter[str] = Counter()
+    fate = fates(before, after)
+    summary: Counter[Fate] = Counter()
     for name, now in after.by_name.items():
         was = gone.pop(next((names[part.id] for part in now if part.id in names), ""), ())
         if not was:
@@ -35,15 +37,32 @@ def service_differences(before: Services, after: Services, flows: Mapping[int, i
         yield from _service(was[0].service, now[0].service)
         for part, number in _backends_of(was):
             if number not in after.part_of:
-                fate, count = "move" if part.id in stay else "end", flows.get(number, 0)
-                fates[fate] += count
-                yield f"service {name}: backend {_name(part.backends[number])} leaves: {_flows(count, fate)}"
+                count = flows.get(number, 0)
+                summary[fate[number]] += count
+                said = _flows(count, fate[number])
+                yield f"service {name}: backend {_name(part.backends[number])} leaves: {said}"
         yield from _backends(name, was, now)
     for name, parts in gone.items():
         count = sum(flows.get(number, 0) for _, number in _backends_of(parts))
-        fates["end"] += count
-        yield f"service {name} leaves: {_flows(count, 'end')}"
-    yield f"flows: {fates['move']:,} move, {fates['end']:,} end"
+        summary[Fate.END] += count
+        yield f"service {name} leaves: {_flows(count, Fate.END)}"
+    yield f"flows: {summary[Fate.MOVE]:,} move, {summary[Fate.END]:,} end"
+
+
+def forecast_lines(forecast: Forecast) -> Iterator[str]:
+    """Where flows go that move, and who gets which share of new ones."""
+    for each in forecast.services:
+        place = f"service {each.service}: "
+        for move in each.moves:
+            to = move.to_backend or "nowhere"
+            yield f"{place}{_several(move.flows, 'flow')} from {move.backend} to {to}"
+        shares = [
+            f"{one.name} {one.share or 0:.1%} -> {one.share_then or 0:.1%}"
+            for one in each.spread
+            if (one.share or 0) != (one.share_then or 0)
+        ]
+        if shares and each.stays:
+            yield f"{place}new flows, at first: {_first(shares)}"
 
 
 def rule_differences(before: Sequence[Change], after: Sequence[Change]) -> Iterator[str]:
@@ -95,8 +114,12 @@ def _listed(old: tuple[object, ...], new: tuple[object, ...]) -> str:
     words = [f"+ {each}" for each in new if each not in old] + [
         f"- {each}" for each in old if each not in new
     ]
+    return _first(words) or "in another order"
+
+
+def _first(words: Sequence[str]) -> str:
     more = len(words) - _MOST_LISTED
-    return ", ".join(words[:_MOST_LISTED] + ([f"{more} more"] if more > 0 else [])) or "in another order"
+    return ", ".join([*words[:_MOST_LISTED], *([f"{more:,} more"] if more > 0 else [])])
 
 
 def _said(value: object) -> str:
@@ -133,7 +156,7 @@ def _backends_of(parts: Iterable[Part]) -> Iterator[tuple[Part, int]]:
     return ((part, number) for part in parts for number in part.backends)
 
 
-def _flows(count: int, fate: str) -> str:
+def _flows(count: int, fate: Fate) -> str:
     return f"1 flow {fate}s" if count == 1 else f"{count:,} flows {fate}"
 
 

@@ -17,6 +17,7 @@ from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import Candidates
 from loaded_mp.supervisor.explain import NOBODY, question
+from loaded_mp.supervisor.forecast import new_flows
 
 log = logging.getLogger(__name__)
 
@@ -61,4 +62,6 @@ def _steps(memory: SharedMemory) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "flow table", sweep
     yield "atomics", lambda: (add(memory.generation, 0, np.uint64(0)), load(memory.generation, 0))
     yield "explain", lambda: foresee(*question(memory, NOBODY, NOBODY, 0, 0))
+    nobody = np.zeros((0, 2), np.uint64)
+    yield "what if", lambda: new_flows(question(memory, NOBODY, NOBODY, 0, 0)[0], 0, nobody, nobody)
     yield "loop", loop

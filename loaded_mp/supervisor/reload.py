@@ -21,7 +21,8 @@ from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.backends import Backends, Moving
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.children import StartError
-from loaded_mp.supervisor.differences import bounded, service_differences, settings
+from loaded_mp.supervisor.differences import bounded, forecast_lines, service_differences, settings
+from loaded_mp.supervisor.forecast import forecast
 from loaded_mp.supervisor.network_setup import NetworkSetup, Planned
 from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
 from loaded_mp.supervisor.pool import Pool
@@ -77,7 +78,7 @@ class Reload:
                 config = await read_again(self.load)
                 overlay = self.backends.overlay.beside(config)
                 if dry_run:
-                    return (await self._compare(overlay.over(config)))[0]
+                    return await self._foreseen(overlay.over(config))
                 return await self._take_over(overlay.over(config), overlay)
             except RefusedError as refused:
                 for mistake in refused.mistakes if not dry_run else ():
@@ -88,7 +89,7 @@ class Reload:
         """What it would change to take over a configuration."""
         async with self.lock:
             try:
-                return (await self._compare(self.backends.overlay.beside(config).over(config)))[0]
+                return await self._foreseen(self.backends.overlay.beside(config).over(config))
             except RefusedError as refused:
                 return Outcome(mistakes=tuple(refused.mistakes))
 
@@ -155,6 +156,18 @@ class Reload:
         """What of a configuration can be taken over without a restart."""
         before = self.backends.services.config
         return config.model_copy(update={key: getattr(before, key) for key in _FIXED})
+
+    async def _foreseen(self, config: Config) -> Outcome:
+        """What taking over a configuration changes, with where flows go. Raises RefusedError."""
+        outcome, planned = await self._compare(config)
+        if planned is None:
+            return outcome
+        before, after = self.backends.services, self.backends.imagined(self._possible(config))
+        states = self.backends.imagined_states(after)
+        foretold = await forecast(self.memory, self.sweeper, before, after, states)
+        *lines, summary = outcome.changes
+        changes = (*bounded([*lines, *forecast_lines(foretold)]), summary)
+        return outcome.model_copy(update={"changes": changes})
 
     async def _compare(self, config: Config) -> tuple[Outcome, Planned | None]:
         """What taking over a configuration changes, and what it needs; None: nothing changes.

@@ -2,16 +2,17 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from loaded_mp.control.commands import CommandError
 from loaded_mp.fields import Endpoint
 from loaded_mp.log import event
 from loaded_mp.memory.snapshot import MAX_SLOTS
-from loaded_mp.services import most_slots
+from loaded_mp.services import Services, most_slots
 from loaded_mp.status import CheckStatus, Wanted
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
+from loaded_mp.supervisor.state import BackendState
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,12 @@ class Steering:
         before = {number: self._backends.states[number].weight for number in numbers}
         for number in numbers:
             self._backends.states[number].weight = weight
-        if (slots := self._slots()) > MAX_SLOTS:
+        try:
+            require_slots(self._backends.services, self._backends.states)
+        except CommandError:
             for number, old in before.items():
                 self._backends.states[number].weight = old
-            raise CommandError(
-                f"workers have room for {MAX_SLOTS:,} scheduler slots, and that would take {slots:,}: use a"
-                " smaller weight, or one that has a common divisor with the others of its service"
-            )
+            raise
         for number in numbers:
             if before[number] != weight:
                 self._say(number, "weight", weight="default" if weight is None else weight)
@@ -130,17 +130,6 @@ class Steering:
             for service, name in [self._backends.name(number)]
         )
 
-    def _slots(self) -> int:
-        """What workers need room for."""
-        states = self._backends.states
-        return sum(
-            most_slots(
-                part.service,
-                [states[number].effective_weight(each.weight) for number, each in part.backends.items()],
-            )
-            for part in self._backends.services.parts
-        )
-
     def _say(self, number: int, word: str, **more: object) -> None:
         service, backend = self._backends.name(number)
         address = self._backends.services.part_of[number].backends[number].address
@@ -150,6 +139,22 @@ class Steering:
     def _tell(self, numbers: Iterable[int]) -> None:
         states = self._backends.states
         self._changes.tell(*(number for number in numbers if not states[number].usable))
+
+
+def require_slots(services: Services, states: Mapping[int, BackendState]) -> None:
+    """Raise CommandError unless workers have room for what schedulers make of these states."""
+    slots = sum(
+        most_slots(
+            part.service,
+            [states[number].effective_weight(each.weight) for number, each in part.backends.items()],
+        )
+        for part in services.parts
+    )
+    if slots > MAX_SLOTS:
+        raise CommandError(
+            f"workers have room for {MAX_SLOTS:,} scheduler slots, and that would take {slots:,}: use a"
+            " smaller weight, or one that has a common divisor with the others of its service"
+        )
 
 
 def _some(names: Iterable[str]) -> str:

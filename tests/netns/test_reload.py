@@ -4,6 +4,7 @@ import itertools
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIP6, Lab, Options
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
-from loaded_mp.status import Outcome
+from loaded_mp.status import Forecast, Outcome
 
 SOURCES = 40
 RELOADS = 6
@@ -76,8 +77,9 @@ def test_a_dry_run_says_what_the_reload_then_does(lab: Lab, daemon: Daemon, path
         f"service web: backend {backend.name} ({backend.ipv4}) leaves: {moving} {verb}",
         f"flows: {moving} move, 0 end",
     ]
-    assert said(lab, "reload", "--dry-run") == [*wanted, "dry run"]
-    assert said(lab, "plan", "-c", str(path)) == [*wanted, "dry run"]
+    foretold = said(lab, "reload", "--dry-run")
+    assert [foretold[0], *foretold[-2:]] == [*wanted, "dry run"]
+    assert said(lab, "plan", "-c", str(path)) == foretold
     assert homes(lab) == before
     talking = {name: Line(lab.client, VIP4, source) for source, name in before.items()}
     assert {name: line.ask() for name, line in talking.items()} == {name: f"{name} hello" for name in talking}
@@ -85,6 +87,12 @@ def test_a_dry_run_says_what_the_reload_then_does(lab: Lab, daemon: Daemon, path
     assert said(lab, "reload") == [*wanted, "reloaded"]
     after = homes(lab)
     assert backend.name not in after.values()
+    went = Counter(after[source] for source, name in before.items() if name == backend.name)
+    assert foretold[1:-2] == [
+        *(f"service web: {_flows(went[each])} from {backend.name} to {each}" for each in sorted(went)),
+        f"service web: new flows, at first: backend1 33.3% -> 50.0%, {backend.name} 33.3% -> 0.0%,"
+        " backend3 33.3% -> 50.0%",
+    ]
     stayed = {source for source, name in before.items() if name != backend.name}
     assert {source: after[source] for source in stayed} == {source: before[source] for source in stayed}
     assert talking.pop(backend.name).ask() == "reset"
@@ -92,6 +100,35 @@ def test_a_dry_run_says_what_the_reload_then_does(lab: Lab, daemon: Daemon, path
     for address, each in daemon.backends().items():
         assert all(each.counters[name] >= count for name, count in counters[address].items())
     assert said(lab, "reload") == ["reloaded: nothing changes"]
+
+
+def _flows(count: int) -> str:
+    return "1 flow" if count == 1 else f"{count} flows"
+
+
+def test_what_if_is_what_then_happens(lab: Lab, path: Path) -> None:
+    path.write_text(lab.config(workers=2, checked=False, top="goodbye_s = 0.2", service='scheduler = "mh"'))
+    daemon = lab.start_daemon("-c", str(path)).ready()
+    before = homes(lab)
+    gone = lab.backends[0]
+    asked = said(lab, "whatif", "--without", gone.ipv4, "--json")
+    found = Forecast.model_validate_json("\n".join(asked))
+    (service,) = found.services
+    assert service.exact
+    assert homes(lab) == before
+    assert max(map(len, said(lab, "whatif", "--without", gone.name))) <= 80
+    said(lab, "remove", gone.ipv4)
+    after = homes(lab)
+    moved = Counter((before[each], after[each]) for each in before if before[each] != after[each])
+    assert {(each.backend, each.to_backend): each.flows for each in service.moves} == moved
+    assert found.moves == moved.total() == list(before.values()).count(gone.name)
+    assert {each.address: each.flows_then for each in service.spread if each.address != gone.ipv4} == {
+        address: each.flows for address, each in daemon.backends().items() if "." in address
+    }
+    assert said(lab, "whatif", "--weight", f"{lab.backends[1].ipv4}=1", "--scheduler", "mh") == [
+        "nothing would change, neither for open flows nor for new ones"
+    ]
+    daemon.stop()
 
 
 def test_what_a_reload_cannot_do_is_said_and_the_rest_is_done(lab: Lab, daemon: Daemon, path: Path) -> None:

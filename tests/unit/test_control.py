@@ -30,6 +30,7 @@ from loaded_mp.status import (
     Event,
     Explanation,
     FlowsStatus,
+    Forecast,
     Outcome,
     ServiceStatus,
     Status,
@@ -97,6 +98,17 @@ class Daemon:
 
     def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation:
         raise CommandError(f"{source} {vip} {protocol} {port}")
+
+    async def what_if(
+        self,
+        weights: dict[str, int],
+        without: list[str],
+        add: list[Backend],
+        scheduler: str | None,
+        service: str | None,
+    ) -> Forecast:
+        self.asked.append((weights, without, [str(each.address) for each in add], scheduler, service))
+        return Forecast(moves=1, ends=0, services=())
 
     async def events_after(self, number: int, wait_s: float) -> list[Event]:
         return [Event(number=number + 1, time_s=wait_s, level="info", event="reloaded")]
@@ -200,6 +212,22 @@ def test_words_about_backends_arrive() -> None:
         (None, "web1", "web"),
         (7, "web1", "web"),
     ]
+
+
+def test_a_question_about_flows_arrives() -> None:
+    daemon = Daemon()
+    backend = Backend.model_validate({"address": "10.0.0.9"})
+    asked: dict[str, object] = {
+        "weights": {"web1": 7},
+        "without": ["web2"],
+        "add": [backend],
+        "scheduler": "mh",
+    }
+    assert served(lambda: ask("whatif", Forecast, **asked), Commands(daemon)).moves == 1
+    served(lambda: ask("whatif", Forecast), Commands(daemon))
+    assert daemon.asked == [({"web1": 7}, ["web2"], ["10.0.0.9"], "mh", None), ({}, [], [], None, None)]
+    with pytest.raises(ControlError, match="scheduler: value error, expected 'rr', "):
+        served(lambda: ask("whatif", Forecast, scheduler="best"))
 
 
 def test_what_cannot_be_done_is_said_in_words() -> None:

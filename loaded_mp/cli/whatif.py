@@ -52,7 +52,7 @@ def command(
     get. This changes nothing.
 
     A flow stays with its backend as long as that is usable, whatever weights and schedulers are. So only
-    flows of backends that leave move.
+    flows of backends that leave move; TCP connections do not go on there.
 
     \b
     Examples:
@@ -96,7 +96,12 @@ def _lines(found: Forecast) -> Iterator[str]:
     for service in found.services:
         yield from _service(service)
     ends = f", {_flows(found.ends)} would end" if found.ends else ""
-    yield f"{_flows(found.moves)} would move, each with its next packet{ends}; nothing was changed"
+    moves = (
+        f"{_flows(found.moves)} would move, each with its next packet"
+        if found.moves
+        else "no flow would move"
+    )
+    yield f"{moves}{ends}; nothing was changed"
 
 
 def _service(service: ServiceForecast) -> Iterator[str]:

@@ -52,7 +52,7 @@ def service_differences(before: Services, after: Services, flows: Mapping[int, i
 def forecast_lines(forecast: Forecast) -> Iterator[str]:
     """Where flows go that move, and who gets which share of new ones."""
     for each in forecast.services:
-        place = f"service {each.service}: "
+        place = f"service {each.service} IPv{each.family}: "
         for move in each.moves:
             to = move.to_backend or "nowhere"
             yield f"{place}{_several(move.flows, 'flow')} from {move.backend} to {to}"

@@ -89,8 +89,8 @@ def test_a_dry_run_says_what_the_reload_then_does(lab: Lab, daemon: Daemon, path
     assert backend.name not in after.values()
     went = Counter(after[source] for source, name in before.items() if name == backend.name)
     assert foretold[1:-2] == [
-        *(f"service web: {_flows(went[each])} from {backend.name} to {each}" for each in sorted(went)),
-        f"service web: new flows, at first: backend1 33.3% -> 50.0%, {backend.name} 33.3% -> 0.0%,"
+        *(f"service web IPv4: {_flows(went[each])} from {backend.name} to {each}" for each in sorted(went)),
+        f"service web IPv4: new flows, at first: backend1 33.3% -> 50.0%, {backend.name} 33.3% -> 0.0%,"
         " backend3 33.3% -> 50.0%",
     ]
     stayed = {source for source, name in before.items() if name != backend.name}

@@ -23,7 +23,7 @@ from loaded_mp.memory.snapshot import (
     MAX_VIPS,
     MAX_WORKERS,
 )
-from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers import scheduler_of
 from loaded_mp.schedulers.scheduler import MAX_ROUND, RISE_STEPS
 
 Family = Literal[4, 6]
@@ -261,8 +261,8 @@ def _hash(key: VipKey) -> int:
 
 def most_slots(service: Service, weights: list[int]) -> int:
     """How many slots a service takes at the most for these weights, also while some are 0 or rise."""
-    if SCHEDULERS[service.scheduler].fills_table:
-        return service.table_size
+    if scheduler_of(service.scheduler).fills_table:
+        return max(service.table_size, len(weights))
     if service.slow_start_s:
         return max(len(weights), min(RISE_STEPS * sum(weights), MAX_ROUND))
     return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))

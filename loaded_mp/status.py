@@ -50,6 +50,7 @@ class ServiceStatus(_Model):
     vips: tuple[str, ...]
     listen: tuple[str, ...]  #: as in the configuration; empty: everything
     scheduler: str
+    scheduler_fault: str = ""  #: why the operator's own gives no slots; empty: it does, or it is another one
     forwarding: str
     affinity: str
     checks: tuple[str, ...]  #: what backends are asked for; empty: they are not checked

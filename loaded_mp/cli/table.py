@@ -41,6 +41,8 @@ def services_text(services: Iterable[ServiceStatus]) -> Text:
     for service in services:
         text.append(f"service {service.name}", style="bold")
         text.append(f": {service.scheduler}, {service.forwarding}, affinity {service.affinity}\n")
+        if service.scheduler_fault:
+            text.append(f"  scheduler fails: {service.scheduler_fault}\n", style="bold red")
         for vip in service.vips:
             text.append(f"  VIP {vip}: {', '.join(service.listen) or 'everything'}\n")
         which = f" ({service.checks_needed} of them)" if len(service.checks) > 1 else ""

@@ -57,7 +57,15 @@ def _prime(value: int) -> int:
 
 Prime = Annotated[int, Field(ge=2, le=MAX_ROUND), AfterValidator(_prime)]
 
-SchedulerName = Annotated[str, one_of(SCHEDULERS)]
+
+def _is_scheduler(name: str) -> str:
+    if name not in SCHEDULERS and not (name.startswith("/") and name.endswith(".py")):
+        raise ValueError(f"expected {', '.join(map(repr, SCHEDULERS))} or the whole path of a Python file")
+    return name
+
+
+#: A scheduler's name, or a Python file of the operator's.
+SchedulerName = Annotated[str, AfterValidator(_is_scheduler)]
 
 AFFINITIES = tuple(each.name.lower() for each in Affinity)
 
@@ -162,7 +170,9 @@ class Service(Settings):
     vips: tuple[InterfaceField, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
     scheduler: SchedulerName = "wrr"
-    table_size: Prime = MAX_ROUND  #: slots of Maglev's table
+    scheduler_interval_s: Seconds = 1.0  #: a Python file is asked so often, and when backends have changed
+    scheduler_user: User = "nobody"  #: whom it runs as
+    table_size: Prime = MAX_ROUND  #: slots of Maglev's table, and the most that a Python file may give
     affinity: ClientAffinity = ClientAffinity(kind="source")
     tcp_fin_idle_s: IdleSeconds = 120  #: of a connection that one end has ended, with affinity = "connection"
     forwarding: Annotated[str, one_of(FORWARDINGS)] = "rewrite"  #: who writes the addresses

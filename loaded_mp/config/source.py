@@ -9,6 +9,7 @@ from loaded_mp.config.draft import Draft, Place
 from loaded_mp.config.errors import ConfigError, Mistake
 from loaded_mp.config.flags import read_flags
 from loaded_mp.config.model import Config
+from loaded_mp.config.own_schedulers import try_schedulers
 from loaded_mp.config.toml import read_toml
 
 #: Read when neither a file nor a VIP is named.
@@ -45,7 +46,9 @@ class Source:
             _put_check_port(draft, self.check_port)
         if self.forwarding is not None:
             _put_forwarding(draft, self.forwarding)
-        return draft.config()
+        config = draft.config()
+        try_schedulers(config)
+        return config
 
     def _draft(self) -> Draft:
         if self.vips or self.backends:

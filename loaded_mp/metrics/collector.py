@@ -49,6 +49,7 @@ class StatusCollector(Collector):
             for backend in service.backends
         ]
         yield _serving(status)
+        yield _failing(status)
         yield from _backends(backends)
         yield from _workers([([str(each.number), str(each.queue)], each) for each in status.workers])
         yield from _flow_table(status.flow_table)
@@ -78,6 +79,18 @@ def _serving(status: Status) -> Metric:
             ]
             serving.add_metric([service.name, f"IPv{family}"], sum(map(bool, weights)))
     return serving
+
+
+def _failing(status: Status) -> Metric:
+    failing = GaugeMetricFamily(
+        "loaded_mp_scheduler_failing",
+        "1 if the operator's own scheduler of a service gives no slots; those that it gave before stay.",
+        labels=("service",),
+    )
+    for service in status.services:
+        if service.scheduler.startswith("/"):
+            failing.add_metric([service.name], bool(service.scheduler_fault))
+    return failing
 
 
 def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metric]:

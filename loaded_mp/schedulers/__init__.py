@@ -1,6 +1,6 @@
 """Which backend a new flow gets: one file for each scheduler."""
 
-from loaded_mp.schedulers import dh, fo, lc, mh, nq, ovf, rr, sed, sh, twos, wlc, wrr
+from loaded_mp.schedulers import dh, fo, lc, mh, nq, ovf, own, rr, sed, sh, twos, wlc, wrr
 from loaded_mp.schedulers.scheduler import Scheduler
 
 #: By name in a configuration.
@@ -18,3 +18,13 @@ SCHEDULERS: dict[str, Scheduler] = {
     "ovf": ovf.SCHEDULER,
     "twos": twos.SCHEDULER,
 }
+
+
+def scheduler_of(name: str) -> Scheduler:
+    """The scheduler with a name, or that of a file of the operator's."""
+    return SCHEDULERS.get(name, own.SCHEDULER)
+
+
+def is_own(name: str) -> bool:
+    """Whether it is a file of the operator's."""
+    return name not in SCHEDULERS

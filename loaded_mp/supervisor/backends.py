@@ -1,5 +1,6 @@
 """The services and backends that run now: what is configured, what is known, what follows for workers."""
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from copy import copy, deepcopy
@@ -14,12 +15,14 @@ from loaded_mp.forwarding.forwarding import Forwarding, Left, Place
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
+from loaded_mp.schedulers import is_own
+from loaded_mp.schedulers.scheduler import Slots
 from loaded_mp.services import Ids, Part, Services
 from loaded_mp.supervisor.handover import Adopted, write_state
 from loaded_mp.supervisor.overlay import Overlay
 from loaded_mp.supervisor.quorum import Quorum
 from loaded_mp.supervisor.service_state import ServiceState, judged, turns
-from loaded_mp.supervisor.snapshots import fill
+from loaded_mp.supervisor.snapshots import Past, fill, slots_of
 from loaded_mp.supervisor.state import BackendState, Change, Stops
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,15 @@ class Backends:
         self._service_states: dict[int, ServiceState] = {}  #: by service id
         self.quorum = Quorum()
         self.overlay = adopted.overlay if adopted else Overlay()  #: over what the configuration says
+        self.tables: dict[int, Slots] = {}  #: what the operator's schedulers gave, by service id
+        self.scheduler_faults: dict[int, str] = {}  #: why these give nothing now, by service id
+        self.filled = asyncio.Event()  #: set with each buffer that is written
+        held = self._running
         self.configure(self._ids.expand(self.overlay.over(config)))
+        if adopted:
+            snapshot = memory.snapshots[int(memory.generation[0]) & 1]
+            own = (part for part in self.services.parts if part.id in held and is_own(part.service.scheduler))
+            self.tables = {part.id: slots_of(snapshot, part.id).copy() for part in own}
 
     def expand(self, config: Config, before: Services) -> Services:
         """A configuration in the numbers of this daemon, which held `before`.
@@ -102,6 +113,9 @@ class Backends:
         self._service_states = {
             number: each for number, each in self._service_states.items() if number in self._running
         }
+        own = {part.id for part in services.parts if is_own(part.service.scheduler)}
+        self.tables = {number: each for number, each in self.tables.items() if number in own}
+        self.scheduler_faults = {n: each for n, each in self.scheduler_faults.items() if n in own}
         self._judge_all()
 
     def note(self) -> None:
@@ -111,8 +125,9 @@ class Backends:
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""
         self._judge_all()
-        before, left = self._affinity_before, self._vips_left()
-        fill(snapshot, self.services.parts, self.states, before, self._held, left)
+        past = Past(self._affinity_before, self._held, self._vips_left(), self.tables)
+        fill(snapshot, self.services.parts, self.states, past)
+        self.filled.set()
 
     def targets(self) -> Targets:
         """What is to be checked."""

@@ -55,6 +55,7 @@ from loaded_mp.supervisor.handover import (
 from loaded_mp.supervisor.network_setup import NetworkSetup
 from loaded_mp.supervisor.observation import Observation
 from loaded_mp.supervisor.open_flows import OpenFlows
+from loaded_mp.supervisor.own_schedulers import OwnSchedulers
 from loaded_mp.supervisor.pool import Pool
 from loaded_mp.supervisor.publisher import STAMP_TIMEOUT_S, Publisher
 from loaded_mp.supervisor.rates import Rates
@@ -115,7 +116,8 @@ class Daemon:
         self.rates = Rates(self.memory, self.accounting)
         self.steering = Steering(self.backends, self.changes)
         self._open_flows = OpenFlows(self.memory, self.backends, self.steering, self.sweeper)
-        self._what_if = WhatIf(self.memory, self.backends, self.steering, self.sweeper)
+        self._own_schedulers = OwnSchedulers(self.memory, self.backends, self.rates, self.changes.tell)
+        self._what_if = WhatIf(self.memory, self.backends, self.steering, self.sweeper, self._own_schedulers)
         self.network = NetworkSetup(self.drift, self.accounting, self._network_setup)
         self.checks = Runner(self.backends.targets(), self._heard)
         self.observation = Observation(self.memory, self.backends, self._observed_down)
@@ -130,6 +132,7 @@ class Daemon:
             self.accounting,
             self.network,
             self.pool,
+            self._own_schedulers,
         )
         self.finder = Finder(
             lambda: self.backends.services.config,
@@ -168,6 +171,7 @@ class Daemon:
             if not self._adopted:
                 await clear_up(handed)
             stack.callback(self.pool.close)
+            await self._own_schedulers.first()
             self.pool.bind(self._config, self._adopted.queues if self._adopted else {})
             try:
                 async with asyncio.timeout(STAMP_TIMEOUT_S):
@@ -255,6 +259,7 @@ class Daemon:
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),
                     self.changes.rise(),
+                    self._own_schedulers.run(),
                     self.backends.quorum.run(),
                     Tracking().run(),
                     self.rates.run(),

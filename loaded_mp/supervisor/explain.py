@@ -12,7 +12,7 @@ from loaded_mp.fields import Address, Listener, Protocol
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Flag, Pick
 from loaded_mp.packet.address import Address128, address128
-from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers import scheduler_of
 from loaded_mp.services import Part
 from loaded_mp.status import CandidateStatus, Explanation
 from loaded_mp.supervisor.backends import Backends
@@ -130,7 +130,7 @@ def _why(part: Part, held: int, backend: int, work: Work) -> str:
     if backend == held:
         usable = work.snapshot.backend_flags[held] & Flag.USABLE
         return "its flow stays there" if usable else "its flow stays there, as on_down says"
-    picked = _PICKED[SCHEDULERS[part.service.scheduler].pick]
+    picked = _PICKED[scheduler_of(part.service.scheduler).pick]
     return f"{picked}, as its flow cannot stay" if held >= 0 else picked
 
 

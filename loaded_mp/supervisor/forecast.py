@@ -23,9 +23,9 @@ from loaded_mp.packet.address import address128
 from loaded_mp.services import Part, Services
 from loaded_mp.status import TRIED_FLOWS, Forecast, MoveStatus, ServiceForecast, SpreadStatus
 from loaded_mp.supervisor.fates import Fate, fates
-from loaded_mp.supervisor.service_state import judged
-from loaded_mp.supervisor.snapshots import fill
-from loaded_mp.supervisor.state import BackendState
+from loaded_mp.supervisor.own_schedulers import OwnSchedulers
+from loaded_mp.supervisor.service_state import States, judged
+from loaded_mp.supervisor.snapshots import Past, fill, slots_of
 from loaded_mp.supervisor.sweep import Sweeper
 
 #: Entries looked at in one go, and slots that may be compared for the flows in them: a few milliseconds.
@@ -36,12 +36,16 @@ _MOST_HASHES = 1 << 18
 _KEEPS = {"tcp": Flag.KEEP_TCP, "udp": Flag.KEEP_UDP}
 _KEEPS_ALL = Flag.KEEP_TCP | Flag.KEEP_UDP | Flag.KEEP_OTHER
 
-States = Mapping[int, BackendState]  #: by backend id
 Longs = npt.NDArray[np.int64]
 
 
 async def forecast(
-    memory: SharedMemory, sweeper: Sweeper, before: Services, after: Services, states: States
+    memory: SharedMemory,
+    sweeper: Sweeper,
+    own: OwnSchedulers,
+    before: Services,
+    after: Services,
+    states: States,
 ) -> Forecast:
     """What the services `after`, whose backends are in these states, would make of the flows that are open.
 
@@ -51,7 +55,7 @@ async def forecast(
     for each in after.parts:
         judged(each, states)
     snapshot = new_snapshot()
-    fill(snapshot, after.parts, states)
+    fill(snapshot, after.parts, states, Past(tables=await own.imagined(before, after, states)))
     now = _imagined(memory, memory.snapshots[int(memory.generation[0]) & 1])
     then = _imagined(memory, snapshot)
     stay = _staying(before, now.snapshot)
@@ -229,7 +233,7 @@ class _View:
             return None
         if (_pick(self.now.snapshot, self.was), _pick(self.then.snapshot, self.part)) != (Pick.HASH,) * 2:
             return None
-        one, other = _slots(self.now.snapshot, self.was), _slots(self.then.snapshot, self.part)
+        one, other = slots_of(self.now.snapshot, self.was.id), slots_of(self.then.snapshot, self.part.id)
         if not (one.size and other.size):
             return float(one.size != other.size)
         hashes = np.arange(min(lcm(one.size, other.size), _MOST_HASHES))
@@ -247,23 +251,18 @@ def _pick(snapshot: Snapshot, part: Part) -> int:
     return int(snapshot.services[part.id][ServiceColumn.PICK])
 
 
-def _slots(snapshot: Snapshot, part: Part) -> npt.NDArray[np.uint16]:
-    row = snapshot.services[part.id]
-    return snapshot.slots[row[ServiceColumn.SLOTS_AT] :][: row[ServiceColumn.SLOTS]]
-
-
 def _picking(snapshot: Snapshot, part: Part) -> object:
     """All that says who gets new flows."""
     row = snapshot.services[part.id]
     weights = {number: int(snapshot.backend_weights[number]) for number in part.backends}
     how = [int(row[each]) for each in (ServiceColumn.PICK, ServiceColumn.PLUS, ServiceColumn.WEIGHTED)]
-    return weights, how, _slots(snapshot, part).tobytes()
+    return weights, how, slots_of(snapshot, part.id).tobytes()
 
 
 def _shares(work: Work, part: Part) -> dict[int, float]:
     """The share of new flows by backend id. The flows that this tries are open in `work` from then on."""
     if _pick(work.snapshot, part) in _BY_SLOTS:
-        picked = _slots(work.snapshot, part).astype(np.int64)
+        picked = slots_of(work.snapshot, part.id).astype(np.int64)
     else:
         by_vip = _pick(work.snapshot, part) == Pick.DESTINATION
         tried = len(part.vips) if by_vip else TRIED_FLOWS

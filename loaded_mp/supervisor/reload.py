@@ -15,6 +15,7 @@ from loaded_mp.fields import Endpoint
 from loaded_mp.log import event, set_level
 from loaded_mp.memory.shared import SharedMemory, open_flows
 from loaded_mp.network.errors import NetworkError
+from loaded_mp.own_scheduler.asking import SchedulerError
 from loaded_mp.services import BackendKey, TooLargeError
 from loaded_mp.status import Outcome
 from loaded_mp.supervisor.accounting import Accounting
@@ -25,6 +26,7 @@ from loaded_mp.supervisor.differences import bounded, forecast_lines, service_di
 from loaded_mp.supervisor.forecast import forecast
 from loaded_mp.supervisor.network_setup import NetworkSetup, Planned
 from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
+from loaded_mp.supervisor.own_schedulers import OwnSchedulers
 from loaded_mp.supervisor.pool import Pool
 from loaded_mp.supervisor.publisher import Publisher
 from loaded_mp.supervisor.state import Stops
@@ -69,6 +71,7 @@ class Reload:
     accounting: Accounting
     network: NetworkSetup
     pool: Pool
+    own: OwnSchedulers
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  #: held meanwhile
 
     async def reload(self, dry_run: bool = False) -> Outcome:
@@ -164,7 +167,10 @@ class Reload:
             return outcome
         before, after = self.backends.services, self.backends.imagined(self._possible(config))
         states = self.backends.imagined_states(after)
-        foretold = await forecast(self.memory, self.sweeper, before, after, states)
+        try:
+            foretold = await forecast(self.memory, self.sweeper, self.own, before, after, states)
+        except SchedulerError as error:
+            raise RefusedError(f"{error.place}: {error}") from error
         *lines, summary = outcome.changes
         changes = (*bounded([*lines, *forecast_lines(foretold)]), summary)
         return outcome.model_copy(update={"changes": changes})

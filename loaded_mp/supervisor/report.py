@@ -97,6 +97,9 @@ class Report:
             vips=tuple(str(vip.ip) for vip in service.vips),
             listen=tuple(str(listener) for listener in service.listen),
             scheduler=service.scheduler,
+            scheduler_fault=next(
+                filter(None, (self.backends.scheduler_faults.get(part.id) for part in parts)), ""
+            ),
             forwarding=service.forwarding,
             affinity=str(service.affinity),
             checks=tuple(str(check) for check in service.checks),

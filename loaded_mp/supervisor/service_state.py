@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from loaded_mp.config.model import Backend
 from loaded_mp.memory.snapshot import Pick
-from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers import scheduler_of
 from loaded_mp.schedulers.scheduler import RISE_STEPS
 from loaded_mp.services import Part
 from loaded_mp.status import Wanted
@@ -41,7 +41,7 @@ def weights(part: Part, states: States) -> list[int]:
     """The shares of new flows that its backends have now, in their order."""
     rises = any(states[number].risen < 1 for number in part.backends)
     # Where open flows are compared with a weight, it counts as it is.
-    in_proportion = SCHEDULERS[part.service.scheduler].pick is not Pick.ROOM
+    in_proportion = scheduler_of(part.service.scheduler).pick is not Pick.ROOM
     steps = RISE_STEPS if rises and in_proportion else 1
     return [
         states[number].effective_weight(backend.weight, steps) for number, backend in part.backends.items()

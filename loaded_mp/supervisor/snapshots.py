@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy.typing as npt
 from loaded_mp.config.model import ClientAffinity
 from loaded_mp.fields import Address, Endpoint, Ports
 from loaded_mp.forwarding import FORWARDINGS
-from loaded_mp.memory.snapshot import Affinity, Flag, PortColumn, Snapshot
+from loaded_mp.memory.snapshot import Affinity, Flag, PortColumn, ServiceColumn, Snapshot
 from loaded_mp.packet.address import address128
-from loaded_mp.schedulers import SCHEDULERS
+from loaded_mp.schedulers import scheduler_of
 from loaded_mp.schedulers.scheduler import Candidates, Slots
 from loaded_mp.services import Family, Part
 from loaded_mp.supervisor.service_state import weights
@@ -28,24 +29,40 @@ _ANY_PROTOCOL, _ALL_PORTS = 0, Ports(0, 65_535)
 
 #: Affinities that services had before those that they have, by service id.
 Before = Mapping[int, ClientAffinity]
+#: Slots that the operator's schedulers gave, uint16[n], backend ids, by service id.
+Tables = Mapping[int, Slots]
+_NO_SLOTS = np.empty(0, np.uint16)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What was before, as far as it still counts."""
+
+    affinities: Before = field(default_factory=dict)
+    held: Collection[int] = ()  #: service ids
+    vips: Mapping[int, Address] = field(default_factory=dict)  #: of services that are gone, by VIP id
+    tables: Tables = field(default_factory=dict)
+
+
+_NO_PAST = Past()
 
 
 def fill(
-    snapshot: Snapshot,
-    parts: Sequence[Part],
-    states: Mapping[int, BackendState],
-    before: Before | None = None,
-    held: Collection[int] = (),
-    left: Mapping[int, Address] | None = None,
+    snapshot: Snapshot, parts: Sequence[Part], states: Mapping[int, BackendState], past: Past = _NO_PAST
 ) -> None:
-    """Write a whole buffer that nobody reads; `states` are by backend id, `held` are service ids.
-
-    `left` are VIPs of services that are gone, by VIP id.
-    """
-    _fill_vips(snapshot, parts, left or {})
-    _fill_backends(snapshot, parts, states, held)
+    """Write a whole buffer that nobody reads; `states` are by backend id."""
+    _fill_vips(snapshot, parts, past.vips)
+    _fill_backends(snapshot, parts, states, past.held)
     _fill_addresses(snapshot, parts)
-    _fill_services(snapshot, parts, before or {})
+    _fill_services(snapshot, parts, past.affinities, past.tables)
+
+
+def slots_of(snapshot: Snapshot, service: int) -> Slots:
+    """The slots of a service id: backend ids."""
+    row = snapshot.services[service]
+    first = row[ServiceColumn.SLOTS_AT]
+    slots: Slots = snapshot.slots[first : first + row[ServiceColumn.SLOTS]]
+    return slots
 
 
 def _bytes(addresses: Sequence[Address]) -> npt.NDArray[np.uint8]:
@@ -159,16 +176,18 @@ def _fill_addresses(snapshot: Snapshot, parts: Sequence[Part]) -> None:
     snapshot.members[: len(members)] = [number for _, number in members]
 
 
-def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before) -> None:
+def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before, tables: Tables) -> None:
     """Needs the weights of the backends there already."""
     snapshot.services[:] = 0
     at = 0
     for part in parts:
-        service, scheduler = part.service, SCHEDULERS[part.service.scheduler]
+        service, scheduler = part.service, scheduler_of(part.service.scheduler)
         ids = np.fromiter(part.backends, np.uint16, len(part.backends))
         keys = tuple(_key(backend.address) for backend in part.backends.values())
         shares = tuple(snapshot.backend_weights[ids].tolist())
-        slots = ids[_slots(service.scheduler, shares, keys, service.table_size)]
+        slots = _own_slots(snapshot, part, tables)
+        if not slots.size:
+            slots = ids[_slots(service.scheduler, shares, keys, service.table_size)]
         snapshot.slots[at : at + slots.size] = slots
         snapshot.services[part.id] = (
             at,
@@ -191,6 +210,14 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before) ->
         at += slots.size
 
 
+def _own_slots(snapshot: Snapshot, part: Part, tables: Tables) -> Slots:
+    """What the operator's scheduler gave a part, as far as that may have new flows now."""
+    slots = tables.get(part.id, _NO_SLOTS)
+    of_it = (snapshot.backend_services[slots] == part.id) & (snapshot.backend_weights[slots] > 0)
+    taking: Slots = slots[of_it]
+    return taking
+
+
 def _network(family: Family, affinity: ClientAffinity) -> tuple[int, int]:
     """Which bits of a client's address count: both halves of an Address128 as int64."""
     bits = 96 + affinity.prefix4 if family == 4 else affinity.prefix6
@@ -208,4 +235,4 @@ def _key(endpoint: Endpoint) -> int:
 @lru_cache(maxsize=256)
 def _slots(scheduler: str, weights: tuple[int, ...], keys: tuple[int, ...], table_size: int) -> Slots:
     candidates = Candidates(np.array(weights, np.int64), np.array(keys, np.uint64), table_size)
-    return SCHEDULERS[scheduler].slots(candidates)
+    return scheduler_of(scheduler).slots(candidates)

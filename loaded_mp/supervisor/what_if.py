@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from loaded_mp.config.model import Backend, Config
 from loaded_mp.control.commands import CommandError
 from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.own_scheduler.asking import SchedulerError
 from loaded_mp.services import TooLargeError
 from loaded_mp.status import Forecast
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.forecast import forecast
 from loaded_mp.supervisor.overlay import MisfitError, with_backend, without_backend
+from loaded_mp.supervisor.own_schedulers import OwnSchedulers
 from loaded_mp.supervisor.state import BackendState
 from loaded_mp.supervisor.steering import Steering, require_slots
 from loaded_mp.supervisor.sweep import Sweeper
@@ -19,12 +21,18 @@ class WhatIf:
     """Answers by services and states that are imagined."""
 
     def __init__(
-        self, memory: SharedMemory, backends: Backends, steering: Steering, sweeper: Sweeper
+        self,
+        memory: SharedMemory,
+        backends: Backends,
+        steering: Steering,
+        sweeper: Sweeper,
+        own: OwnSchedulers,
     ) -> None:
         self._memory = memory
         self._backends = backends
         self._steering = steering
         self._sweeper = sweeper
+        self._own = own
 
     async def asked(
         self,
@@ -60,7 +68,11 @@ class WhatIf:
         for number in weighed.keys() & states.keys():
             states[number].weight = weighed[number]
         require_slots(after, states)
-        return await forecast(self._memory, self._sweeper, self._backends.services, after, states)
+        before = self._backends.services
+        try:
+            return await forecast(self._memory, self._sweeper, self._own, before, after, states)
+        except SchedulerError as error:
+            raise CommandError(f"{error.place}: {error}") from error
 
     def _one(self, service: str | None) -> str:
         """The service that is meant. Raises CommandError if that is not clear."""

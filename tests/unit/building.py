@@ -11,7 +11,7 @@ from loaded_mp.memory.segment import new_segment
 from loaded_mp.memory.snapshot import Snapshot, snapshot_fields, snapshot_from
 from loaded_mp.packet.address import Address128
 from loaded_mp.services import Ids, Part
-from loaded_mp.supervisor.snapshots import fill
+from loaded_mp.supervisor.snapshots import Past, fill
 from loaded_mp.supervisor.state import BackendState, Stops
 
 
@@ -41,7 +41,7 @@ def build(
     for number, stop in stops.items():
         states[number].stops = stop
     snapshot = new_snapshot()
-    fill(snapshot, expanded.parts, states, before)
+    fill(snapshot, expanded.parts, states, Past(before))
     return snapshot, expanded.parts
 
 

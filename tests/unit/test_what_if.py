@@ -17,9 +17,12 @@ from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.control.commands import CommandError
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.status import TRIED_FLOWS, Forecast, ServiceForecast, Wanted
+from loaded_mp.supervisor.accounting import Accounting
 from loaded_mp.supervisor.changes import Changes
 from loaded_mp.supervisor.overlay import without_backend
+from loaded_mp.supervisor.own_schedulers import OwnSchedulers
 from loaded_mp.supervisor.publisher import Publisher
+from loaded_mp.supervisor.rates import Rates
 from loaded_mp.supervisor.steering import Steering
 from loaded_mp.supervisor.sweep import Forget, Sweeper
 from loaded_mp.supervisor.what_if import WhatIf
@@ -43,7 +46,8 @@ class World(Daemon):
         super().__init__(*services)
         steering = Steering(self.supervised, Changes(self.supervised, Publisher(self.memory, list)))
         self.sweeper = Sweeper(self.table)
-        self._what_if = WhatIf(self.memory, self.supervised, steering, self.sweeper)
+        own = OwnSchedulers(self.memory, self.supervised, Rates(self.memory, Accounting()), lambda: None)
+        self._what_if = WhatIf(self.memory, self.supervised, steering, self.sweeper, own)
 
     def asked(
         self,

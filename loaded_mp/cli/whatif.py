@@ -37,7 +37,7 @@ _WIDTHS = (12, 9, 11, 9)
     multiple=True,
     help="With one more backend, once it is up.",
 )
-@click.option("--scheduler", metavar="SCHEDULER", help="With another scheduler.")
+@click.option("--scheduler", metavar="SCHEDULER", help="With another scheduler, or a Python file.")
 @click.option("-s", "--service", metavar="SERVICE", help="Of which service, if there are several.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 def command(

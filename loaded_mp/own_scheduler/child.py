@@ -11,10 +11,8 @@ import stat
 import sys
 from collections import namedtuple
 
-_FIELDS = "name address weight configured_weight backup up flows rates checks"
 
-
-class Backend(namedtuple("Backend", _FIELDS)):
+class Backend(namedtuple("Backend", "name address weight configured_weight backup up flows rates checks")):
     """As the operator's function gets it; docs/schedulers.md says what the fields are."""
 
     __slots__ = ()

@@ -50,11 +50,11 @@ class Backends:
         self.tables: dict[int, Slots] = {}  #: what the operator's schedulers gave, by service id
         self.scheduler_faults: dict[int, str] = {}  #: why these give nothing now, by service id
         self.filled = asyncio.Event()  #: set with each buffer that is written
-        held = self._running
+        ran = self._running
         self.configure(self._ids.expand(self.overlay.over(config)))
         if adopted:
             snapshot = memory.snapshots[int(memory.generation[0]) & 1]
-            own = (part for part in self.services.parts if part.id in held and is_own(part.service.scheduler))
+            own = (part for part in self.services.parts if part.id in ran and is_own(part.service.scheduler))
             self.tables = {part.id: slots_of(snapshot, part.id).copy() for part in own}
 
     def expand(self, config: Config, before: Services) -> Services:

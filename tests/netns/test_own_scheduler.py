@@ -1,14 +1,19 @@
 """A scheduler of the operator's own on a real daemon: followed, mended, refused."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TypeVar
 
 import pytest
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
+from loaded_mp.control.client import _post
 from loaded_mp.lab.daemon import loaded_mp
 from loaded_mp.lab.lab import VIP4, Lab, Options
 from loaded_mp.lab.wait import wait_until
+from loaded_mp.status import Event, Forecast, Outcome, ServiceStatus
 
+Answer = TypeVar("Answer")
 SOURCES = 24
 ONE = "def slots(backends):\n    return [each for each in backends if each.name == '{}']\n"
 
@@ -19,10 +24,11 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def said(lab: Lab, *words: str, status: int = 0) -> str:
-    done = lab.balancer.run(loaded_mp(), *words, check=False, timeout_s=60)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def asked(lab: Lab, answer_type: type[Answer], command: str, **arguments: object) -> Answer:
+    body = to_json(arguments)
+    return TypeAdapter(answer_type).validate_json(
+        _post(f"/{command}", body, f"/run/netns/{lab.balancer.name}", lambda: None)
+    )
 
 
 def test_what_a_file_says_is_done_and_what_is_wrong_with_it_is_said(lab: Lab) -> None:
@@ -30,7 +36,6 @@ def test_what_a_file_says_is_done_and_what_is_wrong_with_it_is_said(lab: Lab) ->
     file.write_text("def slots(backends):\n    return backend\n")
     path.write_text(lab.config(workers=2, checked=False, service=f'scheduler = "{file}"'))
     broken = f"{file}:2: scheduler of web: NameError: name 'backend' is not defined"
-    assert broken in said(lab, "check-config", "-c", str(path), status=2)
     refused = lab.start_daemon("-c", str(path))
     assert refused.process.wait(20) == 2
     assert broken in refused.log
@@ -53,26 +58,19 @@ def test_what_a_file_says_is_done_and_what_is_wrong_with_it_is_said(lab: Lab) ->
         return daemon.status().services[0].scheduler_fault
 
     wait_until(lambda: "ended with status 3" in fault(), "the fault")
-    assert "scheduler fails: " in said(lab, "status")
-    assert "scheduler-failed" in said(lab, "events")
-    assert "ended with status 3" in said(lab, "reload", status=2)
+    (event,) = (each for each in asked(lab, list[Event], "events") if each.event == "scheduler-failed")
+    assert event.cause == f"{file}: ended with status 3, and gave no slots"
+    assert "ended with status 3" in asked(lab, Outcome, "reload").mistakes[0]
     assert who() == "backend3"
-    # A restart needs a file that is good, and goes on with the slots that there were.
-    assert "ended with status 3" in said(lab, "restart", status=1)
     file.write_text(ONE.format("backend3"))
     wait_until(lambda: not fault(), "no fault")
-    said(lab, "restart")
+    assert lab.balancer.run(loaded_mp(), "restart", timeout_s=60).returncode == 0
     assert who() == "backend3"
-    found = said(lab, "whatif", "--scheduler", _other(file), "-s", "web")
-    assert "backend1 10.0.0.1" in found
-    assert "100.0%" in found
-    said(lab, "drain", "backend3")
+    other = file.with_name("other.py")
+    other.write_text(ONE.format("backend1"))
+    found = asked(lab, Forecast, "whatif", scheduler=str(other)).services[0]
+    assert [each.share_then for each in found.spread] == [1, 0, 0]
+    asked(lab, list[ServiceStatus], "drain", backend="backend3")
     assert who() != "backend3"
     daemon.stop()
     assert daemon.log.count("scheduler-failed") == 1 + 1  # and that nobody is left whom it names
-
-
-def _other(file: Path) -> str:
-    other = file.with_name("other.py")
-    other.write_text(ONE.format("backend1"))
-    return str(other)

@@ -116,7 +116,6 @@ def test_what_if_is_what_then_happens(lab: Lab, path: Path) -> None:
     (service,) = found.services
     assert service.exact
     assert homes(lab) == before
-    assert max(map(len, said(lab, "whatif", "--without", gone.name))) <= 80
     said(lab, "remove", gone.ipv4)
     after = homes(lab)
     moved = Counter((before[each], after[each]) for each in before if before[each] != after[each])
@@ -125,9 +124,6 @@ def test_what_if_is_what_then_happens(lab: Lab, path: Path) -> None:
     assert {each.address: each.flows_then for each in service.spread if each.address != gone.ipv4} == {
         address: each.flows for address, each in daemon.backends().items() if "." in address
     }
-    assert said(lab, "whatif", "--weight", f"{lab.backends[1].ipv4}=1", "--scheduler", "mh") == [
-        "nothing would change, neither for open flows nor for new ones"
-    ]
     daemon.stop()
 
 

@@ -165,6 +165,15 @@ def test_queues_are_read_as_the_kernel_prints_them(tmp_path: Path) -> None:
     assert read_queues(tmp_path) == {3: QueueStatus(27_988, 5, 7, 9), 12: QueueStatus(-1, 0, 0, 0)}
 
 
+def test_a_scheduler_of_the_operator_s_fails_or_not() -> None:
+    figure = ("loaded_mp_scheduler_failing", ("web",))
+    assert figure not in samples(STATUS)
+    for fault in ("", "/etc/mine.py:2: NameError"):
+        own = {"scheduler": "/etc/mine.py", "scheduler_fault": fault}
+        services = (STATUS.services[0].model_copy(update=own),)
+        assert samples(STATUS.model_copy(update={"services": services}))[figure] == bool(fault)
+
+
 def test_a_kernel_that_tracks_no_connections_has_no_figures_of_them() -> None:
     assert "tracked" not in exposition(STATUS.model_copy(update={"tracked": None}))
 

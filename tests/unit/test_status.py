@@ -11,7 +11,7 @@ from test_metrics import BACKEND, STATUS
 
 from loaded_mp.cli import status as screen
 from loaded_mp.cli.ipvsadm import ipvsadm
-from loaded_mp.cli.table import duration, narrowed
+from loaded_mp.cli.table import duration, narrowed, services_text
 from loaded_mp.memory.counters import FlowTableCounter
 from loaded_mp.status import BackendStatus, Status
 
@@ -161,6 +161,13 @@ def test_a_backend_that_is_down_says_why_and_for_how_long() -> None:
     text = shown(with_backends(BACKEND, down))
     assert f"down: web web1 10.0.0.1 for 3 min 5 s: {cause}\n" in text
     assert "  down 3 min 5 s, weight 3/3" in text
+
+
+def test_a_scheduler_that_fails_is_shown() -> None:
+    fault = "/etc/mine.py:2: NameError: name 'x' is not defined"
+    service = STATUS.services[0].model_copy(update={"scheduler": "/etc/mine.py", "scheduler_fault": fault})
+    assert f"  scheduler fails: {fault}\n" in services_text([service]).plain
+    assert "scheduler fails" not in services_text(STATUS.services).plain
 
 
 def test_drops_are_shown_by_queue_and_cause() -> None:

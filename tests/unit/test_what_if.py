@@ -15,6 +15,7 @@ from world import VIP
 from loaded_mp.cli.whatif import lines
 from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.control.commands import CommandError
+from loaded_mp.fields import Endpoint
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.status import TRIED_FLOWS, Forecast, ServiceForecast, Wanted
 from loaded_mp.supervisor.accounting import Accounting
@@ -76,7 +77,7 @@ class World(Daemon):
         asyncio.run(self.sweeper.once(Forget(self.table, self.supervised.removed())))
 
     def remove(self, address: str) -> None:
-        self.take_over(without_backend(self.supervised.services.config, "web", ip_address(address)))
+        self.take_over(without_backend(self.supervised.services.config, "web", Endpoint(ip_address(address))))
 
 
 def moved(before: dict[str, str], after: dict[str, str]) -> dict[tuple[str, str], int]:

@@ -25,6 +25,7 @@ _COMMANDS = {
     "events": "Show the last changes and their causes.",
     "explain": "Say what would happen to a packet now, and why.",
     "flows": "Show which client has which backend.",
+    "import": "Bring a set-up of LVS, keepalived or HAProxy over.",
     "maintenance": "Send nothing to a backend.",
     "move": "Let a client go to another backend.",
     "plan": "Print every change to this host without doing it.",

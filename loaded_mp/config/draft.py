@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -24,6 +24,14 @@ class Place:
     key: str | None = None  #: as it is spelt there; None: as the file spells the model's names
 
 
+class Fault(NamedTuple):
+    """What is wrong in nested data."""
+
+    location: Location  #: of a setting, or of the table that it is about
+    text: str
+    absent: bool = False  #: something is missing there
+
+
 @dataclass
 class Draft:
     """Nested data in the shape of Config, not checked yet, and where each value came from."""
@@ -38,55 +46,85 @@ class Draft:
         """The checked configuration. Raises ConfigError with all mistakes."""
         mistakes = list(self.mistakes)
         said = {(each.place, each.key) for each in mistakes}
-        try:
-            config = Config.model_validate(self.data)
-        except ValidationError as error:
-            details = error.errors(include_url=False)
-            around = {each["loc"][:length] for each in details for length in range(len(each["loc"]))}
-            for each in details:
-                about = (*each["loc"], "type") if each["type"] == "union_tag_invalid" else each["loc"]
-                mistake = self._mistake(about, explained(each))
-                # What is absent because its wrong value was refused is not missed as well.
-                follows = (mistake.place, mistake.key) in said or each["loc"] in around
-                if not (each["type"] in _ABSENT and follows):
-                    mistakes.append(mistake)
-        mistakes += [self._mistake(location, text) for location, text in contradictions(self.data)]
-        if mistakes:
-            raise ConfigError(*sorted(dict.fromkeys(mistakes), key=_line))
+        config, faults = checked(self.data)
+        for fault in faults:
+            mistake = self._mistake(fault.location, fault.text)
+            # What is absent because its wrong value was refused is not missed as well.
+            if not (fault.absent and (mistake.place, mistake.key) in said):
+                mistakes.append(mistake)
+        if mistakes or config is None:
+            raise ConfigError(*sorted(dict.fromkeys(mistakes), key=in_file))
         return config
 
     def _mistake(self, location: Location, text: str) -> Mistake:
         """Put a mistake where its value, or the nearest thing around it, was written."""
-        location = self._written(location)
         for length in range(len(location), 0, -1):
             place = self.places.get(location[:length])
             if place:
                 return Mistake(place.place, self._key(location) if place.key is None else place.key, text)
         return Mistake(self.whole, self._key(location), text)
 
-    def _written(self, location: Location) -> Location:
-        """A location without what pydantic puts into it.
-
-        That is the type of a table that may be of several, and the row of a table that stands alone.
-        """
-        here: Any = self.data
-        written: list[str | int] = []
-        for part in location[:-1]:
-            if isinstance(here, dict) and part not in here:
-                continue
-            written.append(part)
-            if isinstance(here, dict | list):
-                here = here[part]  # type: ignore[index]  # a key of a table, a row of a list
-        return (*written, *location[-1:])
-
     def _key(self, location: Location) -> str:
         return ".".join(self.spelling.get(part, part) for part in location if isinstance(part, str))
 
 
-def _line(mistake: Mistake) -> tuple[str, int]:
+def checked(data: dict[str, Any]) -> tuple[Config | None, list[Fault]]:
+    """The configuration that nested data in the shape of Config is, or None, and what is wrong with it."""
+    config, faults = None, []
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        around = {each["loc"][:length] for each in details for length in range(len(each["loc"]))}
+        for each in details:
+            absent = each["type"] in _ABSENT
+            if not (absent and each["loc"] in around):
+                faults.append(Fault(_written(data, _about(each)), explained(each), absent))
+    faults += [Fault(location, text) for location, text in contradictions(data)]
+    return config, faults
+
+
+def _about(error: ErrorDetails) -> Location:
+    """What an error is about, which may be a setting of the table that it is reported for."""
+    if error["type"] == "union_tag_invalid":
+        return (*error["loc"], "type")
+    setting, _ = _of_setting(error)
+    return (*error["loc"], setting) if setting else error["loc"]
+
+
+def _of_setting(error: ErrorDetails) -> tuple[str, str]:
+    """The setting that a table's own rule is about, if it says so ("observe: expected ..."), and the rest."""
+    text = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
+    name, colon, rest = text.partition(": ")
+    about = isinstance(error["input"], dict) and colon and name.isidentifier()
+    return (name, rest) if about else ("", text)
+
+
+def _written(data: Any, location: Location) -> Location:
+    """A location without what pydantic puts into it.
+
+    That is the type of a table that may be of several, and the row of a table that stands alone.
+    """
+    here = data
+    written: list[str | int] = []
+    for part in location[:-1]:
+        if isinstance(here, dict) and part not in here:
+            continue
+        written.append(part)
+        if isinstance(here, dict | list):
+            here = here[part]  # type: ignore[index]  # a key of a table, a row of a list
+    return (*written, *location[-1:])
+
+
+def in_file(mistake: Mistake) -> tuple[str, int]:
     """Sorts mistakes as a reader of the file meets them."""
     name, _, line = mistake.place.rpartition(":")
     return (name, int(line)) if line.isdecimal() else (mistake.place, 0)
+
+
+def _of_value(error: ErrorDetails) -> str:
+    setting, text = _of_setting(error)
+    return text if setting else f"found {found(error['input'])}, {text}"
 
 
 _ABSENT = ("missing", "too_short")
@@ -98,8 +136,9 @@ _EXPLANATIONS: dict[str, _Explain] = {
     "union_tag_invalid": lambda error: (
         f"found {error['ctx']['tag']!r}, expected one of {error['ctx']['expected_tags']}"
     ),
-    "value_error": lambda error: f"found {found(error['input'])}, {error['ctx']['error']}",
+    "value_error": _of_value,
 }
+
 _WISHES = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",

@@ -87,13 +87,14 @@ def _places(text: str, name: str) -> dict[Location, Place]:
     return places
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it; text is in quotes."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     # What JSON escapes, TOML reads the same; DEL is the one character that only TOML wants escaped.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -101,7 +102,7 @@ def _value(value: Any) -> str:
 def _table(model: Any, skip: tuple[str, ...] = ()) -> list[str]:
     """The lines of a model's settings that differ from what is the default anyway."""
     return [
-        f"{name} = {_value(getattr(model, name))}"
+        f"{name} = {toml_value(getattr(model, name))}"
         for name, info in type(model).model_fields.items()
         if name not in skip
         and getattr(model, name) is not None
@@ -118,7 +119,7 @@ def to_toml(config: Config) -> str:
         lines += ["", "[[service]]", *_table(service, ("backends", "checks", "discovery"))]
         header = "[service.check]" if len(service.checks) == 1 else "[[service.check]]"
         for check in service.checks:
-            kind = [] if isinstance(check, CHECKS[0]) else [f"type = {_value(check.type)}"]
+            kind = [] if isinstance(check, CHECKS[0]) else [f"type = {toml_value(check.type)}"]
             lines += ["", header, *kind, *_table(check)]
         if service.discovery:
             lines += ["", "[service.discovery]", *_table(service.discovery)]

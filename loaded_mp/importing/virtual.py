@@ -1,0 +1,163 @@
+"""A service as all readers have it, and what becomes of it here: one or several services of ours.
+
+What others say of each backend and is the service's here (ports, checks, the way of forwarding) is agreed on.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from loaded_mp.checks import CHECKS
+from loaded_mp.importing.found import Setting, Table
+from loaded_mp.memory.snapshot import MAX_BACKENDS
+
+_CHECK_SETTINGS = {str(each.model_fields["type"].default): set(each.model_fields) for each in CHECKS}
+
+Ports = tuple[int, int]  #: first and last
+
+
+@dataclass
+class Server:
+    """A backend as a file has it."""
+
+    table: Table
+    address: str
+    port: int | None = None  #: None: that which the client asked for
+    forwarding: Setting | None = None
+    checks: list[Table] = field(default_factory=list)
+    with_range: bool = False  #: the port is that of a range's first one
+
+
+class Entrance(NamedTuple):
+    """An address, and what is answered there."""
+
+    vip: Setting | None  #: None: the file names no address
+    listen: Setting
+    ports: Ports | None  #: None: all of them, or none
+
+
+@dataclass
+class Virtual:
+    """A service as a file has it, perhaps with other ports on each of its addresses."""
+
+    name: str
+    table: Table
+    entrances: list[Entrance]
+    servers: list[Server]
+
+
+def port_of(text: str) -> int | None:
+    """A port's number; None if it is none, or 0."""
+    return int(text) if text.isascii() and text.isdecimal() and 0 < int(text) <= 65_535 else None
+
+
+def listening(protocol: str, ports: Ports | None) -> str:
+    """As the model has it: `tcp`, `tcp/80` or `tcp/80-90`."""
+    if ports is None:
+        return protocol
+    return f"{protocol}/{ports[0]}" if ports[0] == ports[1] else f"{protocol}/{ports[0]}-{ports[1]}"
+
+
+def as_name(text: str) -> str:
+    """A name that the model takes."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "-" for c in text)[:50] or "service"
+
+
+def services(virtual: Virtual, vips: list[Setting]) -> Iterator[Table]:
+    """The services that come of it: addresses on which the same is answered share one.
+
+    `vips` are those of entrances that name no address.
+    """
+    answered: dict[str, list[Entrance]] = {}
+    for entrance in virtual.entrances:
+        for vip in [entrance.vip] if entrance.vip else vips:
+            answered.setdefault(vip.value, []).append(entrance._replace(vip=vip))
+    if not answered:
+        yield Table(virtual.table.word, refused="it names no address: say which by --vip ADDRESS")
+    # A backend's own port stands for those of one listener.
+    together = all(server.port is None for server in virtual.servers)
+    groups: dict[tuple[str, ...], list[Entrance]] = {}
+    for entrances in answered.values():
+        listens = tuple(dict.fromkeys(each.listen.value for each in entrances))
+        for each in entrances:
+            groups.setdefault(listens if together else (each.listen.value,), []).append(each)
+    if (needed := len(groups) * len(virtual.servers)) > MAX_BACKENDS:
+        why = f"it needs {needed:,} backends, there is room for {MAX_BACKENDS:,}"
+        yield Table(virtual.table.word, refused=why)
+        return
+    for group in groups.values():
+        yield _service(deepcopy(virtual), deepcopy(group))
+
+
+def _service(virtual: Virtual, entrances: list[Entrance]) -> Table:
+    table, servers = virtual.table, virtual.servers
+    table.put("name", virtual.name, table.word)
+    table.settings["vips"] = list({each.vip.value: each.vip for each in entrances if each.vip}.values())
+    table.settings["listen"] = list({each.listen.value: each.listen for each in entrances}.values())
+    ports = list(dict.fromkeys(each.ports for each in entrances))
+    for server in servers:
+        _put_address(server, ports)
+    _agree_on_forwarding(table, servers)
+    _agree_on_checks(table, servers, ports[0][0] if ports[0] else None)
+    if servers and all(server.table.value("weight") == 0 for server in servers):
+        table.put("all_zero", True, table.word, "every weight is 0")
+    table.tables["backends"] = [server.table for server in servers]
+    return table
+
+
+def _put_address(server: Server, ports: list[Ports | None]) -> None:
+    """With a port behind it where that is another one than the client's."""
+    address = server.address
+    if server.port is not None and ports != [(server.port, server.port)]:
+        if any(each and each[0] != each[1] for each in ports) and not server.with_range:
+            server.table.refused = "all ports of a range go to one there: have a service for each port"
+        address = f"[{address}]:{server.port}" if ":" in address else f"{address}:{server.port}"
+    server.table.put("address", address, server.table.word)
+
+
+def _agree_on_forwarding(table: Table, servers: list[Server]) -> None:
+    """That of the first backend; others are left out."""
+    ways = [each.forwarding for each in servers if each.forwarding]
+    if not ways:
+        return
+    table.settings["forwarding"] = ways[0]
+    for server in servers:
+        if server.forwarding and server.forwarding.value != ways[0].value:
+            why = f"{server.forwarding.word.text!r}, its service {ways[0].word.text!r}"
+            server.table.refused = server.table.refused or f"{why}: have a service for each way"
+
+
+def _agree_on_checks(table: Table, servers: list[Server], first_port: int | None) -> None:
+    """Those that most backends have; others are left out."""
+    keys = [_key(server, first_port) for server in servers]
+    common = next((key for key, _ in Counter(keys).most_common() if key), "")
+    if not common:
+        return
+    first = keys.index(common)
+    checks = table.tables["checks"] = servers[first].checks
+    own = {each.port or first_port for each, key in zip(servers, keys, strict=True) if key == common}
+    port = own.pop() if len(own) == 1 else None
+    for check in checks:
+        if port and "port" not in check.settings and "port" in _CHECK_SETTINGS[check.value("type")]:
+            check.put("port", port, check.word)
+    for place, server in enumerate(servers):
+        if place == first:
+            continue
+        server.table.left_out += [each for check in server.checks for each in check.left_out]
+        if keys[place] not in (common, ""):
+            why = "all backends of a service are asked in the same way: have a service for each"
+            server.table.left_out += [check.word.left_out(why) for check in server.checks]
+        elif not (server.checks or server.table.note):
+            server.table.note = "not checked there; here it is, as the others are"
+
+
+def _key(server: Server, first_port: int | None) -> str:
+    """The same text for the same checks, empty for none; a port that is the server's own is no setting."""
+    for check in server.checks:
+        if check.value("port") == (server.port or first_port):
+            check.settings.pop("port", None)
+    plain: list[Any] = [each.plain() for each in server.checks]
+    return json.dumps(plain, sort_keys=True, default=str) if plain else ""

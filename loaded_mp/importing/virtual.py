@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from loaded_mp.checks import CHECKS
-from loaded_mp.importing.found import Setting, Table
+from loaded_mp.importing.found import Setting, Table, live
 from loaded_mp.memory.snapshot import MAX_BACKENDS
 
 _CHECK_SETTINGS = {str(each.model_fields["type"].default): set(each.model_fields) for each in CHECKS}
@@ -29,6 +29,11 @@ class Server:
     forwarding: Setting | None = None
     checks: list[Table] = field(default_factory=list)
     with_range: bool = False  #: the port is that of a range's first one
+
+    @property
+    def refused(self) -> str:
+        """Why it is left out, as of its table."""
+        return self.table.refused
 
 
 class Entrance(NamedTuple):
@@ -101,7 +106,7 @@ def _service(virtual: Virtual, entrances: list[Entrance]) -> Table:
     for server in servers:
         _put_address(server, ports)
     _agree_on_forwarding(table, servers)
-    _agree_on_checks(table, servers, ports[0][0] if ports[0] else None)
+    _agree_on_checks(table, live(servers), ports[0][0] if ports[0] else None)
     if servers and all(server.table.value("weight") == 0 for server in servers):
         table.put("all_zero", True, table.word, "every weight is 0")
     table.tables["backends"] = [server.table for server in servers]

@@ -92,7 +92,8 @@ def _refuse(table: Table, setting: Setting | None, fault: Fault) -> None:
     """Take out what the model refuses: a setting, or the table that cannot be without it."""
     if setting is None:
         *_, name = ("", *(each for each in fault.location if isinstance(each, str)))
-        why = f"nothing is left of its {name}" if fault.absent else fault.text
+        why = f"nothing is left of its {name}" if name in table.tables else fault.text
+        why = f"{name}: {why}" if fault.absent and name not in table.tables else why
         table.refused = table.refused or why
     elif not setting.refused:
         setting.refused = fault.text

@@ -257,8 +257,20 @@ def test_a_service_without_an_address_waits_for_one() -> None:
 
 
 def test_to_listen_to_nothing_known_is_not_to_listen_to_everything() -> None:
-    found = imported(filled(LVS).replace("80 -s", "99999999 -s").replace("80 -r", "99999999 -r"))
+    found = imported(filled(KEEPALIVED, service="protocol CHAOS"))
     assert found.toml == ""
+    assert "nothing is left of its listen" in {each.text for each in found.left_out}
+
+
+def test_a_port_of_a_check_that_is_the_servers_own_makes_no_difference() -> None:
+    text = filled(HAPROXY, server="check") + " server b 10.0.0.2:80 check port 80\n"
+    assert [each.model_dump()["port"] for each in one(text).checks] == [80]
+    assert not imported(text).left_out
+
+
+def test_of_options_in_defaults_the_last_one_holds() -> None:
+    before = "defaults\n option httpchk\n option tcp-check\n option httpchk"
+    assert [each.type for each in one(filled(HAPROXY, before=before, server="check")).checks] == ["http"]
 
 
 def test_a_check_that_only_some_backends_have_is_for_all_and_is_said() -> None:

@@ -128,7 +128,7 @@ def _addresses(text: str) -> list[str]:
         last = ip_address(last_text) if dash else first
     except ValueError:
         raise ValueError("expected an address, with or without a port behind it") from None
-    if last.version != first.version or not 0 <= int(last) - int(first) < _MOST:
+    if not 0 <= int(last) - int(first) < _MOST:
         raise ValueError(f"expected a range of at most {_MOST:,} addresses, or a network")
     return [str(first + step) for step in range(int(last) - int(first) + 1)]
 

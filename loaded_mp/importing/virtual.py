@@ -115,12 +115,17 @@ def _service(virtual: Virtual, entrances: list[Entrance]) -> Table:
 
 def _put_address(server: Server, ports: list[Ports | None]) -> None:
     """With a port behind it where that is another one than the client's."""
-    address = server.address
+    server.table.put("address", server.address, server.table.word)
     if server.port is not None and ports != [(server.port, server.port)]:
         if any(each and each[0] != each[1] for each in ports) and not server.with_range:
             server.table.refused = "all ports of a range go to one there: have a service for each port"
-        address = f"[{address}]:{server.port}" if ":" in address else f"{address}:{server.port}"
-    server.table.put("address", address, server.table.word)
+        _put_port(server, server.port)
+
+
+def _put_port(server: Server, port: int) -> None:
+    address = server.address
+    text = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    server.table.put("address", text, server.table.word)
 
 
 def _agree_on_forwarding(table: Table, servers: list[Server]) -> None:
@@ -143,11 +148,9 @@ def _agree_on_checks(table: Table, servers: list[Server], first_port: int | None
         return
     first = keys.index(common)
     checks = table.tables["checks"] = servers[first].checks
-    own = {each.port or first_port for each, key in zip(servers, keys, strict=True) if key == common}
-    port = own.pop() if len(own) == 1 else None
-    for check in checks:
-        if port and "port" not in check.settings and "port" in _CHECK_SETTINGS[check.value("type")]:
-            check.put("port", port, check.word)
+    _put_check_port(
+        checks, [each for each, key in zip(servers, keys, strict=True) if key == common], first_port
+    )
     for place, server in enumerate(servers):
         if place == first:
             continue
@@ -157,6 +160,20 @@ def _agree_on_checks(table: Table, servers: list[Server], first_port: int | None
             server.table.left_out += [check.word.left_out(why) for check in server.checks]
         elif not (server.checks or server.table.note):
             server.table.note = "not checked there; here it is, as the others are"
+
+
+def _put_check_port(checks: list[Table], servers: list[Server], first_port: int | None) -> None:
+    """Where a check is for the servers' own ports: the one that all have, or none, and each says its own."""
+    asking = [each for each in checks if "port" in _CHECK_SETTINGS[each.value("type")]]
+    asking = [each for each in asking if "port" not in each.settings]
+    own = {each.port or first_port for each in servers}
+    if len(own) == 1 and (port := own.pop()):
+        for check in asking:
+            check.put("port", port, check.word)
+    elif asking:
+        for server in servers:
+            if port := server.port or first_port:
+                _put_port(server, port)
 
 
 def _key(server: Server, first_port: int | None) -> str:

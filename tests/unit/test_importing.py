@@ -268,6 +268,34 @@ def test_a_port_of_a_check_that_is_the_servers_own_makes_no_difference() -> None
     assert not imported(text).left_out
 
 
+def test_backends_have_ports_of_their_own() -> None:
+    text = filled(HAPROXY, server="check") + " server b 10.0.0.2:8080 check\n"
+    service = one(text.replace("192.0.2.10:80", "192.0.2.10:80,192.0.2.11:80"))
+    assert [str(each.address) for each in service.backends] == ["10.0.0.1:80", "10.0.0.2:8080"]
+    assert [str(service.asked(service.checks[0], each)) for each in service.backends] == [
+        "10.0.0.1:80",
+        "10.0.0.2:8080",
+    ]
+
+
+def test_a_service_for_each_port_that_others_are_for() -> None:
+    text = filled(HAPROXY).replace("192.0.2.10:80", "192.0.2.10:80,192.0.2.10:81")
+    assert [[str(each) for each in service.listen] for service in services(imported(text))] == [
+        ["tcp/80"],
+        ["tcp/81"],
+    ]
+    assert [str(each.backends[0].address) for each in services(imported(text))] == ["10.0.0.1", "10.0.0.1:80"]
+    same = text.replace("10.0.0.1:80", "10.0.0.1")
+    assert [str(each) for each in one(same).listen] == ["tcp/80", "tcp/81"]
+
+
+def test_ports_of_a_range_go_to_a_range() -> None:
+    text = filled(HAPROXY).replace("192.0.2.10:80", "192.0.2.10:8000-8010")
+    there = one(text.replace("10.0.0.1:80", "10.0.0.1:+1000"))
+    assert str(there.backends[0].address) == "10.0.0.1:9000"
+    assert "range" in reasons(imported(text))["server a 10.0.0.1:80"]
+
+
 def test_of_options_in_defaults_the_last_one_holds() -> None:
     before = "defaults\n option httpchk\n option tcp-check\n option httpchk"
     assert [each.type for each in one(filled(HAPROXY, before=before, server="check")).checks] == ["http"]
@@ -314,20 +342,11 @@ def has(model: type[Any], name: str) -> bool:
     return name in model.model_fields
 
 
-def takes_ports() -> bool:
-    """Whether a backend may have a port of its own by now."""
-    try:
-        Backend.model_validate({"address": "10.0.0.1:80"})
-    except ValueError:
-        return False
-    return True
-
-
 @st.composite
 def backends(draw: st.DrawFn, prefix: str, most_weight: int, port: int | None) -> list[dict[str, Any]]:
     inside = "10.0.0." if "." in prefix else "fd00::"
     rows = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True))
-    own = draw(st.none() | st.integers(1, 65_535)) if port and takes_ports() else None
+    own = draw(st.none() | st.integers(1, 65_535)) if port else None
     found = []
     for row in rows:
         address = f"{inside}{row}"

@@ -1,6 +1,7 @@
 """The HTTP and HTTPS checks: what a web server answers to one request."""
 
 import re
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import h11
@@ -63,18 +64,11 @@ class WebCheck(PortCheck):
         """Serves if status and body are as expected."""
         async with connected(endpoint, self._tls()) as stream:
             expires_s = stream.certificate_expires_s()
-            status = await self._ask(stream, self._request(self.host or str(endpoint)))
+            status = await self._ask(stream, _request(self, self.host or str(endpoint)))
         return Finding(said=f"status {status}", certificate_expires_s=expires_s)
 
     def _tls(self) -> OverTls | None:
         return None
-
-    def _request(self, host: str) -> h11.Request:
-        pairs = [line.partition(":")[::2] for line in self.headers]
-        headers: list[Any] = [(name.strip(), value.strip()) for name, value in pairs]
-        more = [("Host", host), ("User-Agent", "loaded-mp"), ("Connection", "close")]
-        headers += [pair for pair in more if pair[0].lower() not in {name.lower() for name, _ in headers}]
-        return h11.Request(method=self.method, target=self.path, headers=headers)
 
     async def _ask(self, stream: Stream, request: h11.Request) -> int:
         http = h11.Connection(h11.CLIENT)
@@ -133,6 +127,16 @@ class HttpsCheck(OverTls, WebCheck):
 
     def _tls(self) -> OverTls:
         return self
+
+
+@lru_cache(maxsize=16_384)
+def _request(check: WebCheck, host: str) -> h11.Request:
+    """Kept: making one takes longer than sending it."""
+    pairs = [line.partition(":")[::2] for line in check.headers]
+    headers: list[Any] = [(name.strip(), value.strip()) for name, value in pairs]
+    more = [("Host", host), ("User-Agent", "loaded-mp"), ("Connection", "close")]
+    headers += [pair for pair in more if pair[0].lower() not in {name.lower() for name, _ in headers}]
+    return h11.Request(method=check.method, target=check.path, headers=headers)
 
 
 def _covers(statuses: str, status: int) -> bool:

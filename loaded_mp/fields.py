@@ -110,6 +110,8 @@ IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
 LAST_PORT = 65_535
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 MAX_WEIGHT = 65_535
+#: As many as a flow table can hold.
+OpenFlows = Annotated[int, Field(ge=1, le=1 << 25)]
 Weight = Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
 
 

@@ -261,8 +261,9 @@ def _hash(key: VipKey) -> int:
 
 def most_slots(service: Service, weights: list[int]) -> int:
     """How many slots a service takes at the most for these weights, also while some are 0 or rise."""
+    behind = len(weights) if service.limits_flows else 0
     if scheduler_of(service.scheduler).fills_table:
-        return max(service.table_size, len(weights))
-    if service.slow_start_s:
-        return max(len(weights), min(RISE_STEPS * sum(weights), MAX_ROUND))
-    return max(len(weights), min(sum(weights) // max(1, int(np.gcd.reduce(weights or [1]))), MAX_ROUND))
+        return max(service.table_size, len(weights)) + behind
+    steps = RISE_STEPS if service.slow_start_s else 1
+    divisor = 1 if service.slow_start_s else max(1, int(np.gcd.reduce(weights or [1])))
+    return max(len(weights), min(steps * sum(weights) // divisor, MAX_ROUND)) + behind

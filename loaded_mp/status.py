@@ -39,6 +39,8 @@ class BackendStatus(_Model):
     cause: str  #: why it did; empty if nothing has happened yet
     certificate_expires_s: float | None = None  #: Unix time; None: no check has seen one
     flows: int  #: open now
+    most_flows: int | None = None  #: with so many it gets no new ones; None: no limit
+    full: bool = False  #: whether it gets none because of that
     counters: dict[str, int]  #: see BackendCounter
     rates: dict[str, float]  #: of the same, per second
 

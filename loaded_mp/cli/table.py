@@ -82,7 +82,15 @@ def _backend(backend: BackendStatus) -> Text:
         totals += [_count(counters[f"{direction}_packets"]), _size(counters[f"{direction}_bytes"])]
         seconds += [f"{_count(rates[f'{direction}_packets'])}/s", f"{_size(rates[f'{direction}_bytes'])}/s"]
     said = f"  {state(backend)}, weight {backend.effective_weight}/{backend.weight}"
-    colour = "bold red" if not backend.up else "yellow" if backend.wanted is not Wanted.READY else "green"
+    if backend.most_flows:
+        said += f", {'full: ' if backend.full else ''}at most {backend.most_flows:,} flows"
+    colour = (
+        "bold red"
+        if not backend.up
+        else "yellow"
+        if backend.full or backend.wanted is not Wanted.READY
+        else "green"
+    )
     text = Text(f"{_row(named(backend.name, backend.address), *totals)}\n{_row(said, *seconds)}\n")
     text.highlight_words([said], colour)
     return text

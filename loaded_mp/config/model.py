@@ -30,6 +30,7 @@ from loaded_mp.fields import (
     InterfaceName,
     Listener,
     NetworkField,
+    OpenFlows,
     Ports,
     Seconds,
     Settings,
@@ -115,6 +116,23 @@ class Backend(Settings):
     check_address: AddressField | None = None  #: who is asked in its place; None: itself
     discovered: bool = False  #: it leaves when it vanishes
     backup: bool = False  #: serves only while no other backend of the service can
+    most_flows: OpenFlows | None = None  #: with so many it gets no new ones; None: no limit
+    fewest_flows: OpenFlows | None = None  #: until it has fewer than these; None: three quarters of the most
+
+    @model_validator(mode="after")
+    def _fewest_is_not_more(self) -> Self:
+        if self.fewest_flows and not self.most_flows:
+            raise ValueError("fewest_flows: expected most_flows beside it")
+        if self.fewest_flows and self.most_flows and self.fewest_flows > self.most_flows:
+            raise ValueError(f"fewest_flows: found {self.fewest_flows}, expected most_flows or less")
+        return self
+
+    @property
+    def limits(self) -> tuple[int, int] | None:
+        """With how many open flows it is full, and with fewer than how many it is no more; None: no limit."""
+        if not self.most_flows:
+            return None
+        return self.most_flows, self.fewest_flows or -(-3 * self.most_flows // 4)
 
 
 class Discovery(Settings):
@@ -234,6 +252,17 @@ class Service(Settings):
             raise ValueError(
                 'affinity: found "none", expected listen to name udp only: connections would break'
             )
+        return self
+
+    @property
+    def limits_flows(self) -> bool:
+        """Whether some backend may have only so many flows."""
+        return any(each.most_flows for each in self.backends)
+
+    @model_validator(mode="after")
+    def _limits_have_means(self) -> Self:
+        if self.limits_flows and self.affinity.kind == "none":
+            raise ValueError('most_flows: expected another affinity than "none": it has no flows to count')
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
-from loaded_mp.datapath.home import NO_BACKEND, backend_for, has_flow, home_of, renew
+from loaded_mp.datapath.home import LOST_RACE, backend_for, has_flow, home_of, renew
 from loaded_mp.datapath.lookup import (
     NO_PORT,
     Ends,
@@ -21,6 +21,7 @@ from loaded_mp.datapath.lookup import (
     with_port,
 )
 from loaded_mp.datapath.messages import NF_ACCEPT, NF_DROP, NF_REPEAT, Decision, Queued, from_client
+from loaded_mp.datapath.picks import NO_BACKEND
 from loaded_mp.datapath.work import Work
 from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, REJECTED, VIP
@@ -102,10 +103,12 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
     service = snapshot.listeners[listener, ListenerColumn.SERVICE]
     step = step_of(packet, header) if _is_tcp(header) else Step.GOES_ON
     backend = backend_for(work, service, ends, step)
-    if backend == NO_BACKEND and snapshot.services[service][ServiceColumn.REJECTS]:
+    if backend == LOST_RACE:
+        return Reason.LOST_RACE, -1, 0
+    if backend < 0 and snapshot.services[service][ServiceColumn.REJECTS]:
         return Reason.REJECTED, -1, 0
     if backend < 0:
-        return (Reason.NO_BACKEND if backend == NO_BACKEND else Reason.LOST_RACE), -1, 0
+        return (Reason.NO_BACKEND if backend == NO_BACKEND else Reason.FULL), -1, 0
     if snapshot.backend_flags[backend] & Flag.HELD and step != Step.BEGINS:
         return Reason.HELD, -1, 0
     stops = snapshot.backend_flags[backend] if _is_tcp(header) else 0

@@ -7,32 +7,32 @@ import numpy as np
 from loaded_mp.compiled import compiled
 from loaded_mp.datapath.affinity import client_flow, flow_before
 from loaded_mp.datapath.lookup import Ends, service_of, vip_row
-from loaded_mp.datapath.picks import pick
+from loaded_mp.datapath.open_flows import count_evicted, count_flow
+from loaded_mp.datapath.picks import ALL_FULL, NO_BACKEND, pick, pick_for_good
 from loaded_mp.datapath.work import Work
 from loaded_mp.flows.flow import Flow
 from loaded_mp.flows.table import find, insert, replace, shorten, touch, value_of
-from loaded_mp.memory.counters import BackendCounter, FlowTableCounter
 from loaded_mp.memory.snapshot import CLOSING, MAX_BACKENDS, Affinity, Answer, Flag, ServiceColumn
 from loaded_mp.packet.header import TCP, UDP
 from loaded_mp.packet.reset import Step
 
 #: How often a flow is looked up anew because another worker changed it at the same moment.
 _TRIES = 16
-#: In place of a backend id.
-NO_BACKEND, LOST_RACE = -1, -2
-_ONE = np.uint64(1)
+#: In place of a backend id, beside those of picks.py.
+LOST_RACE = -2
 
 
 @compiled
 def backend_for(work: Work, service: int, ends: Ends, step: int) -> int:
-    """The backend of a client's packet, its flow entered or moved if need be; else NO_BACKEND or LOST_RACE.
+    """The backend of a client's packet, its flow entered or moved if need be; else NO_BACKEND,
+    ALL_FULL or LOST_RACE.
 
     `step`: of a TCP connection, else Step.GOES_ON.
     """
     row = work.snapshot.services[service]
     flow = client_flow(work, service, ends)
     if row[ServiceColumn.AFFINITY] == Affinity.NONE:
-        return pick(work, service, flow, ends.server)
+        return pick_for_good(work, service, flow, ends.server)
     if _goes_as_before(work, service, flow, step):
         held = _go_on(work, service, flow_before(work, service, ends), ends, step)
         if held >= 0:
@@ -48,17 +48,17 @@ def backend_for(work: Work, service: int, ends: Ends, step: int) -> int:
         entry, word = find(work.table, flow)
         if held == LOST_RACE and entry >= 0:
             continue
-        backend = pick(work, service, flow, ends.server)
-        if backend < 0:
-            return NO_BACKEND
+        backend = pick_for_good(work, service, flow, ends.server)
+        if backend in (NO_BACKEND, ALL_FULL):
+            return backend
         if entry >= 0:
             if replace(work.table, entry, word, backend):
-                _count_flow(work, backend, value_of(word))
+                count_flow(work, backend, value_of(word))
             continue
         held, evicted = insert(work.table, flow, backend, work.now_s + first_s)
-        _count_evicted(work, evicted)
+        count_evicted(work, evicted)
         if held == backend:
-            _count_flow(work, backend, -1)
+            count_flow(work, backend, -1)
             return backend
     return LOST_RACE
 
@@ -69,14 +69,15 @@ class Foreseen(NamedTuple):
     service: int
     entry: int  #: of the client's flow in the table
     held: int  #: the backend id that the flow has
-    backend: int  #: that of the backend that the packet would go to
+    backend: int  #: that of the backend that the packet would go to; ALL_FULL where none takes it
 
 
 @compiled
 def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
     """What would become of a client's packet that begins something. `port` is what listeners are asked for.
 
-    This takes the next turn of a service, so let `work` have cursors of its own; nothing else is changed.
+    This takes turns of a service and notes who is full, so let `work` have `cursors` and `full` of its own;
+    nothing else is changed.
     """
     vip = vip_row(work.snapshot, ends.server)
     service = service_of(work.snapshot, vip, ends.protocol, port) if vip >= 0 else -1
@@ -167,9 +168,9 @@ def renew(work: Work, backend: int, ends: Ends, step: int) -> None:
                 _close(work, service, flow)
     elif work.snapshot.backend_flags[backend] & Flag.USABLE and step != Step.BREAKS:
         held, evicted = insert(work.table, flow, backend, work.now_s + idle_s)
-        _count_evicted(work, evicted)
+        count_evicted(work, evicted)
         if held == backend:
-            _count_flow(work, backend, -1)
+            count_flow(work, backend, -1)
 
 
 @compiled
@@ -237,21 +238,3 @@ def _idle_s(work: Work, service: int, protocol: int) -> int:
         column = ServiceColumn.UDP_IDLE_S
     idle_s: int = work.snapshot.services[service][column]
     return idle_s
-
-
-@compiled
-def _count_flow(work: Work, backend: int, before: int) -> None:
-    """Count a flow that a backend got, from the value `before` unless that is no open flow's."""
-    work.backends_counted[backend][BackendCounter.NEW_FLOWS] += _ONE
-    work.active[work.worker, backend] += 1
-    if 0 <= before < MAX_BACKENDS:
-        work.active[work.worker, before] -= 1
-
-
-@compiled
-def _count_evicted(work: Work, value: int) -> None:
-    """Count a flow with this value that gave way; none did if it is negative."""
-    if value >= 0:
-        work.table_counted[FlowTableCounter.EVICTIONS] += _ONE
-        if value < MAX_BACKENDS:
-            work.active[work.worker, value] -= 1

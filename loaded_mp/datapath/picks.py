@@ -1,9 +1,17 @@
-"""Which backend a new flow gets: one function for each Pick."""
+"""Which backend a new flow gets: one function for each Pick.
+
+A backend that is full is left out. Where one is taken by its slot (in turn, by hash, of two), the next turn
+or another hash says who gets the flow in its place, so that a client's substitute is the same for as long as
+the same backends are full. LVS's `sh` and `mh` drop such a client unless they are given their flag `fallback`,
+which does this, too. After some tries it is who has the fewest flows for its weight.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.compiled import compiled, signed
+from loaded_mp.datapath.locality import remember, remembered
+from loaded_mp.datapath.open_flows import is_full, open_flows
 from loaded_mp.datapath.work import Work
 from loaded_mp.flows.atomics import Words, add
 from loaded_mp.flows.flow import Flow
@@ -13,6 +21,10 @@ from loaded_mp.packet.address import Address128
 
 Longs = npt.NDArray[np.int64]
 
+#: In place of a backend id.
+NO_BACKEND, ALL_FULL = -1, -3
+#: How many slots are looked at for a backend that is not full.
+_TRIES = 16
 #: Known to everybody: a client's slot is the same after a restart and on other machines.
 _PUBLIC_SECRET = np.zeros(2, np.uint64)
 _ZERO = np.uint64(0)
@@ -21,26 +33,58 @@ _ONE = np.uint64(1)
 
 @compiled
 def pick(work: Work, service: int, flow: Flow, vip: Address128) -> int:
-    """The backend for a new flow of a service by a VIP; -1 if it has none."""
+    """The backend for a new flow of a service by a VIP; NO_BACKEND if it has none, ALL_FULL if none takes it.
+
+    But for a turn of the service nothing is changed by this.
+    """
     row = work.snapshot.services[service]
-    if row[ServiceColumn.SLOTS] == 0:
-        return -1
-    if row[ServiceColumn.PICK] == Pick.LEAST:
-        return _least(work, service)
-    if row[ServiceColumn.PICK] == Pick.IDLE:
-        idle = _with_less_than(work, service, False)
-        return idle if idle >= 0 else _least(work, service)
-    if row[ServiceColumn.PICK] == Pick.ROOM:
-        return _with_less_than(work, service, True)
-    if row[ServiceColumn.PICK] == Pick.HASH:
-        return _slot(work, service, siphash(_PUBLIC_SECRET, _ZERO, flow.address.high, flow.address.low))
-    if row[ServiceColumn.PICK] == Pick.DESTINATION:
-        return _slot(work, service, siphash(_PUBLIC_SECRET, _ZERO, vip.high, vip.low))
-    turn = add(work.cursors, service, np.uint64(1))
-    if row[ServiceColumn.PICK] == Pick.TWO:
-        first = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ZERO))
-        second = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ONE))
-        return second if _is_less(work, service, second, first) else first
+    first, slots, way = row[ServiceColumn.SLOTS_AT], row[ServiceColumn.SLOTS], row[ServiceColumn.PICK]
+    if slots == 0:
+        return NO_BACKEND
+    if way == Pick.LEAST:
+        return _least(work, service, first, slots)
+    if way == Pick.IDLE:
+        idle = _first(work, service, way)
+        return idle if idle >= 0 else _least(work, service, first, slots)
+    if way in (Pick.FIRST, Pick.ROOM):
+        return _first(work, service, way)
+    if way in (Pick.LOCAL, Pick.REPLICATED):
+        backend = remembered(work, service, vip)
+        return backend if backend >= 0 else _least(work, service, first, slots)
+    if not row[ServiceColumn.LIMITED]:
+        return _by_slot(work, service, flow, vip, _ZERO)
+    for attempt in range(_TRIES):
+        backend = _by_slot(work, service, flow, vip, np.uint64(attempt))
+        if not is_full(work, backend):
+            return backend
+    return _least(work, service, first + slots, row[ServiceColumn.LIMITED])
+
+
+@compiled
+def pick_for_good(work: Work, service: int, flow: Flow, vip: Address128) -> int:
+    """As `pick`, for a flow that is there: what the scheduler has to remember is written down."""
+    backend = pick(work, service, flow, vip)
+    way = work.snapshot.services[service][ServiceColumn.PICK]
+    if backend >= 0 and way in (Pick.LOCAL, Pick.REPLICATED):
+        remember(work, service, vip, backend)
+    return backend
+
+
+@compiled
+def _by_slot(work: Work, service: int, flow: Flow, vip: Address128, attempt: np.uint64) -> int:
+    """The backend of a slot, of another one at each attempt."""
+    way = work.snapshot.services[service][ServiceColumn.PICK]
+    if way == Pick.HASH:
+        return _slot(work, service, siphash(_PUBLIC_SECRET, attempt, flow.address.high, flow.address.low))
+    if way == Pick.DESTINATION:
+        return _slot(work, service, siphash(_PUBLIC_SECRET, attempt, vip.high, vip.low))
+    turn = add(work.cursors, service, _ONE)
+    if way == Pick.TWO:
+        one = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ZERO))
+        other = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ONE))
+        one_load = _load(work, service, one) * _weight(work, service, other)
+        other_load = _load(work, service, other) * _weight(work, service, one)
+        return other if other_load < one_load else one
     return _slot(work, service, turn)
 
 
@@ -68,45 +112,44 @@ def _slot(work: Work, service: int, turn: np.uint64) -> int:
 
 
 @compiled
-def _least(work: Work, service: int) -> int:
-    row = work.snapshot.services[service]
-    first = row[ServiceColumn.SLOTS_AT]
-    best = signed(work.snapshot.slots[first])
-    for slot in range(first + 1, first + row[ServiceColumn.SLOTS]):
+def _least(work: Work, service: int, first: int, slots: int) -> int:
+    """Who has the fewest flows for its weight among the backends of some slots; ALL_FULL if none takes any."""
+    limited = work.snapshot.services[service][ServiceColumn.LIMITED] != 0
+    best, best_load, best_weight = ALL_FULL, 0, 1
+    for slot in range(first, first + slots):
         backend = signed(work.snapshot.slots[slot])
-        if _is_less(work, service, backend, best):
-            best = backend
+        load, weight = _load(work, service, backend), _weight(work, service, backend)
+        fewer = best < 0 or load * best_weight < best_load * weight
+        if fewer and not (limited and is_full(work, backend)):
+            best, best_load, best_weight = backend, load, weight
     return best
 
 
 @compiled
-def _is_less(work: Work, service: int, one: int, other: int) -> bool:
-    """Whether a backend has fewer open flows for its weight than another."""
-    row = work.snapshot.services[service]
-    one_load = open_flows(work, one) + row[ServiceColumn.PLUS]
-    other_load = open_flows(work, other) + row[ServiceColumn.PLUS]
-    if row[ServiceColumn.WEIGHTED]:
-        one_load *= work.snapshot.backend_weights[other]
-        other_load *= work.snapshot.backend_weights[one]
-    return bool(one_load < other_load)
+def _load(work: Work, service: int, backend: int) -> int:
+    plus: int = work.snapshot.services[service][ServiceColumn.PLUS]
+    return open_flows(work, backend) + plus
 
 
 @compiled
-def _with_less_than(work: Work, service: int, weight: bool) -> int:
-    """The first backend with fewer open flows than its weight, or than one; -1 if there is none."""
+def _weight(work: Work, service: int, backend: int) -> int:
+    """The weight by which a load is judged."""
+    if work.snapshot.services[service][ServiceColumn.WEIGHTED]:
+        return signed(work.snapshot.backend_weights[backend])
+    return 1
+
+
+@compiled
+def _first(work: Work, service: int, way: int) -> int:
+    """The first backend that Pick.FIRST, IDLE or ROOM may take; ALL_FULL if there is none."""
     row = work.snapshot.services[service]
     first = row[ServiceColumn.SLOTS_AT]
     for slot in range(first, first + row[ServiceColumn.SLOTS]):
         backend = signed(work.snapshot.slots[slot])
-        if open_flows(work, backend) < (work.snapshot.backend_weights[backend] if weight else 1):
+        if way == Pick.IDLE and open_flows(work, backend) > 0:
+            continue
+        if way == Pick.ROOM and open_flows(work, backend) > work.snapshot.backend_weights[backend]:
+            continue
+        if not (row[ServiceColumn.LIMITED] and is_full(work, backend)):
             return backend
-    return -1
-
-
-@compiled
-def open_flows(work: Work, backend: int) -> int:
-    """How many flows a backend has, over all workers."""
-    flows = signed(work.active[-1, backend])
-    for worker in range(work.rows):
-        flows += work.active[worker, backend]
-    return flows
+    return ALL_FULL

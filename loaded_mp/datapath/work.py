@@ -19,6 +19,7 @@ class Work(NamedTuple):
     table: FlowTable
     cursors: Words  #: uint64[MAX_SERVICES], the next slot of each service, all workers'
     active: npt.NDArray[np.int64]  #: [MAX_WORKERS + 1, MAX_BACKENDS], see SharedMemory
+    full: npt.NDArray[np.uint8]  #: [MAX_BACKENDS], see SharedMemory
     rows: int  #: of `active` that workers use
     worker: int  #: the row of `active`
     counted: Words  #: uint64[n], by WorkerCounter
@@ -37,6 +38,7 @@ def work_of(memory: SharedMemory, worker: int, now_s: int) -> Work:
         memory.table,
         memory.cursors,
         memory.active,
+        memory.full,
         memory.rows[0],
         worker,
         memory.workers[worker],

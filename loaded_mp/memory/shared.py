@@ -57,6 +57,8 @@ class SharedMemory(NamedTuple):
     reasons: Counters  #: uint64[MAX_WORKERS, n >= len(Reason)], packets
     #: int64[MAX_WORKERS + 1, MAX_BACKENDS], whose sum is open flows; the last row is the sweep's.
     active: npt.NDArray[np.int64]
+    #: uint8[MAX_BACKENDS], 1: it has had all flows that it may have, and gets none until it has few again.
+    full: npt.NDArray[np.uint8]
     notes: npt.NDArray[np.uint8]  #: [2, MAX_NOTES_BYTES], the supervisor's, see write_notes
     notes_bytes: Counters  #: uint64[2], how many of each hold
     notes_turn: Counters  #: uint64[1]; notes[turn & 1] hold
@@ -138,6 +140,7 @@ def _in(segment: Segment) -> SharedMemory:
         arrays["backends"],
         arrays["reasons"],
         arrays["active"],
+        arrays["full"],
         arrays["notes"],
         arrays["notes_bytes"],
         arrays["notes_turn"],
@@ -166,6 +169,7 @@ def _fields(flows: int, workers: int) -> list[Field]:
         counted("backends", BackendCounter, MAX_BACKENDS),
         counted("reasons", Reason),
         Field("active", np.int64, (workers + 1, MAX_BACKENDS)),
+        Field("full", np.uint8, (MAX_BACKENDS,)),
         Field("notes", np.uint8, (2, MAX_NOTES_BYTES)),
         Field("notes_bytes", np.uint64, (2,)),
         Field("notes_turn", np.uint64, (1,)),

@@ -25,6 +25,10 @@ MAX_SLOTS = 1 << 21
 
 #: Added to the backend id in the value of a flow that is a connection of which one end has ended it.
 CLOSING = 0x8000
+#: Added to it in the value of an entry that says which backend a destination has.
+HOME = 0x4000
+#: In place of a limit: no backend has so many flows.
+NO_LIMIT = 1 << 40
 
 
 class Answer(IntEnum):
@@ -41,9 +45,12 @@ class Pick(IntEnum):
     HASH = 1  #: the slot that the flow's address has for good
     LEAST = 2  #: the backend with the fewest (open flows + plus) for its weight, the first of equals
     IDLE = 3  #: the first backend without open flows, else as LEAST
-    ROOM = 4  #: the first backend with fewer open flows than its weight
+    ROOM = 4  #: the first backend with no more open flows than its weight
     TWO = 5  #: of two slots taken at random the one with fewer (open flows + plus) for its weight
     DESTINATION = 6  #: the slot that the VIP has for good
+    FIRST = 7  #: the first backend
+    LOCAL = 8  #: the backend that the VIP has, unless it is overloaded, else as LEAST
+    REPLICATED = 9  #: of the backends that the VIP has, else as LEAST, which is one of them then
 
 
 class Affinity(IntEnum):
@@ -93,6 +100,15 @@ class ServiceColumn(IntEnum):
     BEFORE_LOW = 15
     FIN_IDLE_S = 16  #: of a connection of which one end has ended it
     REJECTS = 17  #: 1: without a backend packets are rejected, 0: dropped
+    #: Backends that stand behind its slots, each once; 0: none stand there, as none has a limit.
+    LIMITED = 18
+
+
+class LimitColumn(IntEnum):
+    """Columns of `Snapshot.backend_limits`."""
+
+    MOST = 0  #: with so many open flows a backend is full
+    FEWEST = 1  #: with fewer than these it is no more
 
 
 class Flag(IntEnum):
@@ -122,12 +138,13 @@ class Snapshot(NamedTuple):
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`; -1: nobody has that address
     vip_services: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> service id; -1: its service is gone
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 5], see ListenerColumn
-    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 18] by service id, see ServiceColumn
+    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 19] by service id, see ServiceColumn
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service
     backend_flags: npt.NDArray[np.int64]  #: [MAX_BACKENDS] see Flag
     backend_weights: npt.NDArray[np.int64]  #: [MAX_BACKENDS] effective weights
+    backend_limits: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 2] see LimitColumn
     backend_bytes: npt.NDArray[np.uint8]  #: [MAX_BACKENDS, 16] as vip_bytes
     backend_ports: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 3], see PortColumn
     addresses: npt.NDArray[np.uint64]  #: [MAX_BACKENDS, 2] of backends, in ascending order, each once
@@ -149,6 +166,7 @@ _SHAPES: dict[str, tuple[npt.DTypeLike, tuple[int, ...], tuple[str, ...]]] = {
     "backend_vips": (np.int64, (MAX_BACKENDS,), ()),
     "backend_flags": (np.int64, (MAX_BACKENDS,), tuple(Flag.__members__)),
     "backend_weights": (np.int64, (MAX_BACKENDS,), ()),
+    "backend_limits": (np.int64, (MAX_BACKENDS, len(LimitColumn)), tuple(LimitColumn.__members__)),
     "backend_bytes": (np.uint8, (MAX_BACKENDS, 16), ()),
     "backend_ports": (np.int64, (MAX_BACKENDS, len(PortColumn)), tuple(PortColumn.__members__)),
     "addresses": (np.uint64, (MAX_BACKENDS, 2), ()),

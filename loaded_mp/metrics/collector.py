@@ -102,6 +102,11 @@ def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metri
     flows = GaugeMetricFamily(
         "loaded_mp_backend_flows", "Flows of the backend at the last sweep.", labels=_BACKEND
     )
+    full = GaugeMetricFamily(
+        "loaded_mp_backend_full",
+        "1 if the backend gets no new flows because it has as many as it may have.",
+        labels=_BACKEND,
+    )
     certificate = GaugeMetricFamily(
         "loaded_mp_backend_certificate_days",
         "Days until a certificate of the backend expires, of those that checks see.",
@@ -114,6 +119,8 @@ def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metri
         weight.add_metric(labels, backend.weight)
         effective.add_metric(labels, backend.effective_weight)
         flows.add_metric(labels, backend.flows)
+        if backend.most_flows:
+            full.add_metric(labels, backend.full)
     counted: dict[str, CounterMetricFamily] = {}
     for counter in BackendCounter:
         direction, name = _direction(counter)
@@ -122,7 +129,7 @@ def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metri
         family.documentation = f"{family.documentation} {counter.help}".strip()
         for labels, backend in backends:
             family.add_metric([*labels, *direction], backend.counters[counter.name.lower()])
-    return up, weight, effective, flows, certificate, *counted.values()
+    return up, weight, effective, flows, full, certificate, *counted.values()
 
 
 def _direction(counter: Counter) -> tuple[list[str], str]:

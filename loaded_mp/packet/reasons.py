@@ -113,8 +113,14 @@ class Reason(IntEnum):
         Fate.DROP,
         Fate.DROP,
     )
-    REJECTED = 25, "for a service without a usable backend, which rejects then", Fate.REJECT, Fate.DROP
+    REJECTED = (
+        25,
+        "for a service without a backend that takes new flows, which rejects then",
+        Fate.REJECT,
+        Fate.DROP,
+    )
     HELD = 26, "while its service went over to another way of forwarding", Fate.DROP, Fate.DROP
+    FULL = 27, "for a service whose usable backends have all flows that they may have", Fate.DROP, Fate.DROP
 
 
 #: Fates by direction (0: from a client, 1: from a backend) and Reason, for compiled code.

@@ -1,6 +1,6 @@
 """Which backend a new flow gets: one file for each scheduler."""
 
-from loaded_mp.schedulers import dh, fo, lc, mh, nq, ovf, own, rr, sed, sh, twos, wlc, wrr
+from loaded_mp.schedulers import dh, fo, lblc, lblcr, lc, mh, nq, ovf, own, rr, sed, sh, twos, wlc, wrr
 from loaded_mp.schedulers.scheduler import Scheduler
 
 #: By name in a configuration.
@@ -11,6 +11,8 @@ SCHEDULERS: dict[str, Scheduler] = {
     "wlc": wlc.SCHEDULER,
     "sed": sed.SCHEDULER,
     "nq": nq.SCHEDULER,
+    "lblc": lblc.SCHEDULER,
+    "lblcr": lblcr.SCHEDULER,
     "sh": sh.SCHEDULER,
     "dh": dh.SCHEDULER,
     "mh": mh.SCHEDULER,

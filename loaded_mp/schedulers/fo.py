@@ -2,12 +2,15 @@
 
 import numpy as np
 
+from loaded_mp.memory.snapshot import Pick
 from loaded_mp.schedulers.scheduler import Candidates, Scheduler, Slots
 
 
-def _slots(candidates: Candidates) -> Slots:
-    best = np.argmax(candidates.weights)
-    return np.full(1 if candidates.weights[best] else 0, best, np.uint16)
+def by_weight(candidates: Candidates) -> Slots:
+    """One slot for each backend whose weight is not 0, the highest first, equals in their order."""
+    weights = candidates.weights
+    order = np.argsort(-weights, kind="stable")
+    return order[weights[order] > 0].astype(np.uint16)
 
 
-SCHEDULER = Scheduler(_slots)
+SCHEDULER = Scheduler(by_weight, Pick.FIRST)

@@ -1,16 +1,7 @@
-"""Overflow: the backend with the highest weight that has fewer open flows than its weight says."""
-
-import numpy as np
+"""Overflow: the backend with the highest weight that has no more open flows than its weight says."""
 
 from loaded_mp.memory.snapshot import Pick
-from loaded_mp.schedulers.scheduler import Candidates, Scheduler, Slots
+from loaded_mp.schedulers.fo import by_weight
+from loaded_mp.schedulers.scheduler import Scheduler
 
-
-def _slots(candidates: Candidates) -> Slots:
-    """In descending order of weight, equals in their order."""
-    weights = candidates.weights
-    order = np.argsort(-weights, kind="stable")
-    return order[weights[order] > 0].astype(np.uint16)
-
-
-SCHEDULER = Scheduler(_slots, Pick.ROOM)
+SCHEDULER = Scheduler(by_weight, Pick.ROOM)

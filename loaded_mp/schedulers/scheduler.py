@@ -35,3 +35,8 @@ class Scheduler(NamedTuple):
     plus: int = 0  #: for Pick.LEAST and others that compare open flows
     weighted: bool = True  #: for the same: whether weights count
     fills_table: bool = False  #: it takes `table_size` slots, whatever the weights are
+
+    @property
+    def compares(self) -> bool:
+        """Whether open flows are compared with a weight, and not only weights with each other."""
+        return self.pick in (Pick.ROOM, Pick.LOCAL, Pick.REPLICATED)

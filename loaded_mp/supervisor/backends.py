@@ -106,6 +106,7 @@ class Backends:
             self.states[number] = _first_state(part.service, part.id in self._running)
             self._memory.backends[: self._memory.rows[0], number] = 0
             self._memory.active[:, number] = 0
+            self._memory.full[number] = 0
         for number, part in self.services.part_of.items():
             self._forwarding[number] = FORWARDINGS[part.service.forwarding]
             self.states[number].follow(part.service)
@@ -180,6 +181,19 @@ class Backends:
                 if backend.address == endpoint and not (state := self.states[number]).up:
                     return state.cause
         return None
+
+    def full(self, number: int) -> str:
+        """Why a backend gets no new flows, if that is because of those that it has."""
+        limits = self.services.part_of[number].backends[number].limits
+        if not limits or not self._memory.full[number]:
+            return ""
+        _, fewest = limits
+        return f"full until it has fewer than {fewest:,} flows" if self.flows(number) >= fewest else ""
+
+    def flows(self, number: int) -> int:
+        """How many flows a backend has now."""
+        rows = self._memory.active[: self._memory.rows[0], number]
+        return max(0, int(rows.sum() + self._memory.active[-1, number]))
 
     def name(self, number: int) -> tuple[str, str]:
         """Names of the service and of the backend with this id."""

@@ -43,6 +43,7 @@ from loaded_mp.supervisor.children import Children
 from loaded_mp.supervisor.drift import Drift
 from loaded_mp.supervisor.events import Events
 from loaded_mp.supervisor.explain import explain
+from loaded_mp.supervisor.fullness import Fullness
 from loaded_mp.supervisor.handover import (
     Inherited,
     adopt,
@@ -255,6 +256,7 @@ class Daemon:
                     self.checks.run(),
                     self.finder.run(),
                     self.observation.run(),
+                    Fullness(self.backends).run(),
                     self.drift.run(),
                     self.accounting.run(lambda: self.backends.services),
                     self.changes.run(),

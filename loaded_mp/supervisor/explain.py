@@ -7,6 +7,7 @@ import numpy as np
 from loaded_mp.control.commands import CommandError
 from loaded_mp.datapath.home import foresee
 from loaded_mp.datapath.lookup import NO_PORT, Ends
+from loaded_mp.datapath.picks import ALL_FULL
 from loaded_mp.datapath.work import Work, work_of
 from loaded_mp.fields import Address, Listener, Protocol
 from loaded_mp.memory.shared import SharedMemory
@@ -26,11 +27,15 @@ _PICKED = {
     Pick.HASH: "by the hash of its address",
     Pick.LEAST: "it has the fewest flows for its weight",
     Pick.IDLE: "it has no flows, or the fewest for its weight",
-    Pick.ROOM: "the first that has fewer flows than its weight",
+    Pick.ROOM: "the first that has no more flows than its weight",
+    Pick.FIRST: "it has the highest weight",
+    Pick.LOCAL: "the VIP has it, or it has the fewest flows for its weight",
+    Pick.REPLICATED: "of those that the VIP has, or of all, it has the fewest flows for its weight",
     Pick.TWO: "of the next two in turn it has fewer flows for its weight",
     Pick.DESTINATION: "by the hash of the VIP",
 }
-_ALL_DOWN = "no backend gets new flows: the packet is "
+_ALL_DOWN = "no backend gets new flows"
+_ALL_FULL = "no backend may have more flows"
 
 
 def explain(
@@ -74,11 +79,11 @@ def explain(
 def question(
     memory: SharedMemory, client: Address128, vip: Address128, protocol: int, port: int
 ) -> tuple[Work, Ends, int]:
-    """What `foresee` is asked: the work of a worker, but with turns that nobody else takes."""
+    """What `foresee` is asked: the work of a worker, but with turns and notes that nobody else reads."""
     # Compiled code cannot hand a part of an array to Python.
     work: Work = getattr(work_of, "py_func", work_of)(memory, 0, 0)
     ends = Ends(protocol, client, 0, vip, max(port, 0))
-    return work._replace(cursors=memory.cursors.copy()), ends, port
+    return work._replace(cursors=memory.cursors.copy(), full=memory.full.copy()), ends, port
 
 
 def _name(part: Part | None, number: int) -> str:
@@ -117,7 +122,7 @@ def _candidates(part: Part, backends: Backends) -> tuple[CandidateStatus, ...]:
             address=str(backend.address),
             weight=backend.weight,
             effective_weight=backends.states[number].effective_weight(backend.weight),
-            left_out=backends.states[number].left_out(backend.weight),
+            left_out=backends.states[number].left_out(backend.weight) or backends.full(number),
         )
         for number, backend in part.backends.items()
     )
@@ -126,7 +131,8 @@ def _candidates(part: Part, backends: Backends) -> tuple[CandidateStatus, ...]:
 def _why(part: Part, held: int, backend: int, work: Work) -> str:
     if backend < 0:
         rejected = part.service.all_down == "reject"
-        return _ALL_DOWN + ("rejected" if rejected else "dropped")
+        cause = _ALL_FULL if backend == ALL_FULL else _ALL_DOWN
+        return f"{cause}: the packet is {'rejected' if rejected else 'dropped'}"
     if backend == held:
         usable = work.snapshot.backend_flags[held] & Flag.USABLE
         return "its flow stays there" if usable else "its flow stays there, as on_down says"

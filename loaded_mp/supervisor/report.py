@@ -125,10 +125,9 @@ class Report:
             since_s=time.monotonic() - state.since_s,
             cause=state.why,
             certificate_expires_s=state.certificate_expires_s,
-            flows=max(
-                0,
-                int(self.memory.active[: self.memory.rows[0], number].sum() + self.memory.active[-1, number]),
-            ),
+            flows=self.backends.flows(number),
+            most_flows=backend.most_flows,
+            full=bool(self.backends.full(number)),
             counters=_counts(
                 BackendCounter, self.memory.backends[: self.memory.rows[0], number].sum(axis=0), forwarded
             ),

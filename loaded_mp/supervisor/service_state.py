@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from loaded_mp.config.model import Backend
-from loaded_mp.memory.snapshot import Pick
 from loaded_mp.schedulers import scheduler_of
 from loaded_mp.schedulers.scheduler import RISE_STEPS
 from loaded_mp.services import Part
@@ -40,9 +39,7 @@ def judged(part: Part, states: States) -> ServiceState:
 def weights(part: Part, states: States) -> list[int]:
     """The shares of new flows that its backends have now, in their order."""
     rises = any(states[number].risen < 1 for number in part.backends)
-    # Where open flows are compared with a weight, it counts as it is.
-    in_proportion = scheduler_of(part.service.scheduler).pick is not Pick.ROOM
-    steps = RISE_STEPS if rises and in_proportion else 1
+    steps = 1 if scheduler_of(part.service.scheduler).compares or not rises else RISE_STEPS
     return [
         states[number].effective_weight(backend.weight, steps) for number, backend in part.backends.items()
     ]

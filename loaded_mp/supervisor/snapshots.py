@@ -12,7 +12,7 @@ import numpy.typing as npt
 from loaded_mp.config.model import ClientAffinity
 from loaded_mp.fields import Address, Endpoint, Ports
 from loaded_mp.forwarding import FORWARDINGS
-from loaded_mp.memory.snapshot import Affinity, Flag, PortColumn, ServiceColumn, Snapshot
+from loaded_mp.memory.snapshot import NO_LIMIT, Affinity, Flag, PortColumn, ServiceColumn, Snapshot
 from loaded_mp.packet.address import address128
 from loaded_mp.schedulers import scheduler_of
 from loaded_mp.schedulers.scheduler import Candidates, Slots
@@ -125,13 +125,14 @@ def _fill_backends(
             | (Flag.SEVERAL if len(part.vips) > 1 else 0)
             | (Flag.HELD if part.id in held else 0),
             weight,
+            *(part.backends[number].limits or (NO_LIMIT, NO_LIMIT)),
         )
         for part in parts
         for number, weight in zip(part.backends, _shares(part, states), strict=True)
     ]
     endpoints = [backend.address for part in parts for backend in part.backends.values()]
     ports = [each for part in parts for each in _ports(part)]
-    ids, services, vips, flags, effective = np.array(rows, np.int64).reshape(-1, 5).T
+    ids, services, vips, flags, effective, *limits = np.array(rows, np.int64).reshape(-1, 7).T
     snapshot.backend_services[:] = -1
     snapshot.backend_services[ids] = services
     snapshot.backend_vips[:] = -1
@@ -140,6 +141,7 @@ def _fill_backends(
     snapshot.backend_flags[ids] = flags
     snapshot.backend_weights[:] = 0
     snapshot.backend_weights[ids] = effective
+    snapshot.backend_limits[ids] = np.column_stack(limits)
     snapshot.backend_bytes[ids] = _bytes([endpoint.ip for endpoint in endpoints])
     snapshot.backend_ports[ids] = np.array(ports, np.int64).reshape(-1, len(PortColumn))
 
@@ -188,7 +190,9 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before, ta
         slots = _own_slots(snapshot, part, tables)
         if not slots.size:
             slots = ids[_slots(service.scheduler, shares, keys, service.table_size)]
-        snapshot.slots[at : at + slots.size] = slots
+        behind = ids[np.flatnonzero(shares)] if service.limits_flows else ids[:0]
+        taken = np.concatenate((slots, behind))
+        snapshot.slots[at : at + taken.size] = taken
         snapshot.services[part.id] = (
             at,
             slots.size,
@@ -206,8 +210,9 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before, ta
             *_network(part.family, before.get(part.id, service.affinity)),
             service.tcp_fin_idle_s,
             service.all_down == "reject",
+            behind.size,
         )
-        at += slots.size
+        at += taken.size
 
 
 def _own_slots(snapshot: Snapshot, part: Part, tables: Tables) -> Slots:

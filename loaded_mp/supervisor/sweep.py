@@ -11,7 +11,7 @@ import numpy.typing as npt
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, count, expire, forget
 from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.shared import SharedMemory, open_flows
-from loaded_mp.memory.snapshot import CLOSING, MAX_BACKENDS
+from loaded_mp.memory.snapshot import CLOSING, HOME, MAX_BACKENDS
 
 #: Seldom enough that the workers, whose cores it may take for a moment, do not show it in their latency.
 _INTERVAL_S = 5.0
@@ -120,7 +120,8 @@ class Forget:
         self._table = table
         self._forgotten = np.zeros(MAX_VALUE + 1, np.bool_)
         self._forgotten[list(values)] = True
-        self._forgotten[CLOSING:] |= self._forgotten[: MAX_VALUE + 1 - CLOSING]
+        for added in (CLOSING, HOME):
+            self._forgotten[added : added + MAX_BACKENDS] = self._forgotten[:MAX_BACKENDS]
 
     def begin(self) -> None:
         """Nothing is to be done."""

@@ -1,9 +1,9 @@
 """Which backend a new flow gets: one function for each Pick.
 
 A backend that is full is left out. Where one is taken by its slot (in turn, by hash, of two), the next turn
-or another hash says who gets the flow in its place, so that a client's substitute is the same for as long as
-the same backends are full. LVS's `sh` and `mh` drop such a client unless they are given their flag `fallback`,
-which does this, too. After some tries it is who has the fewest flows for its weight.
+or another hash says who gets the flow in its place, so that a client's substitute is the same while the same
+backends are full. LVS's `sh` and `mh` drop such a client unless they have their flag `fallback`, which
+does this, too. After some tries it is who has the fewest flows for its weight.
 """
 
 import numpy as np
@@ -27,6 +27,7 @@ NO_BACKEND, ALL_FULL = -1, -3
 _TRIES = 16
 #: Known to everybody: a client's slot is the same after a restart and on other machines.
 _PUBLIC_SECRET = np.zeros(2, np.uint64)
+_HALF, _LOWER_HALF = np.uint64(32), np.uint64(0xFFFFFFFF)
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
 
@@ -80,11 +81,12 @@ def _by_slot(work: Work, service: int, flow: Flow, vip: Address128, attempt: np.
         return _slot(work, service, siphash(_PUBLIC_SECRET, attempt, vip.high, vip.low))
     turn = add(work.cursors, service, _ONE)
     if way == Pick.TWO:
-        one = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ZERO))
-        other = _slot(work, service, siphash(work.table.secret, turn, _ZERO, _ONE))
+        drawn = siphash(work.table.secret, turn, _ZERO, _ZERO)
+        one = _slot(work, service, drawn >> _HALF)
+        other = _slot(work, service, drawn & _LOWER_HALF)
         one_load = _load(work, service, one) * _weight(work, service, other)
         other_load = _load(work, service, other) * _weight(work, service, one)
-        return other if other_load < one_load else one
+        return _either(other_load < one_load, other, one)
     return _slot(work, service, turn)
 
 
@@ -113,16 +115,24 @@ def _slot(work: Work, service: int, turn: np.uint64) -> int:
 
 @compiled
 def _least(work: Work, service: int, first: int, slots: int) -> int:
-    """Who has the fewest flows for its weight among the backends of some slots; ALL_FULL if none takes any."""
-    limited = work.snapshot.services[service][ServiceColumn.LIMITED] != 0
-    best, best_load, best_weight = ALL_FULL, 0, 1
+    """Who has the fewest flows for its weight among the backends of some slots; ALL_FULL if all are full."""
+    limited = work.snapshot.services[service][ServiceColumn.LIMITED]
+    best, best_load, best_weight = ALL_FULL, 1, 0  # more than any
     for slot in range(first, first + slots):
         backend = signed(work.snapshot.slots[slot])
+        if limited and is_full(work, backend):
+            continue
         load, weight = _load(work, service, backend), _weight(work, service, backend)
-        fewer = best < 0 or load * best_weight < best_load * weight
-        if fewer and not (limited and is_full(work, backend)):
-            best, best_load, best_weight = backend, load, weight
+        fewer = load * best_weight < best_load * weight
+        best = _either(fewer, backend, best)
+        best_load, best_weight = _either(fewer, load, best_load), _either(fewer, weight, best_weight)
     return best
+
+
+@compiled
+def _either(first: bool, one: int, other: int) -> int:
+    """One of two numbers, without a branch: the processor would guess wrong at every other one."""
+    return other ^ ((one ^ other) & -int(first))
 
 
 @compiled

@@ -7,6 +7,7 @@ The guest has one core and sees this machine's files; what it writes ends with i
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,23 +47,33 @@ for tool in ip{{,6}}tables{{,-save,-restore}}; do ln -sf xtables-legacy-multi /u
 modprobe ipv6
 ip link set lo up
 ulimit -n 65536
-{python} {bench} --quick --rounds {rounds} --out {folder} 2>&1 </dev/null | cat
+{command} 2>&1 </dev/null | cat
 echo o >/proc/sysrq-trigger
 sleep 9
 """
 
 
-def measure(rounds: int) -> str:
-    """What the bench wrote in the guest, as JSON. Raises RuntimeError if it wrote nothing."""
+def has_guest() -> bool:
+    """Whether a guest can be had: root has the kernel of one."""
+    return bool(shutil.which(_KERNEL)) and _MODULES.exists() and os.geteuid() == 0
+
+
+def in_guest(script: Path, *arguments: str, result: str) -> str:
+    """What a Python script wrote into the file `result` in the folder that is its last word.
+
+    Raises RuntimeError if it wrote nothing.
+    """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loaded-mp-guest-")))
         init = folder / "init"
         init.write_text(
             _INIT.format(
-                home=Path.home(), modules=_MODULES, folder=folder, python=sys.executable,
-                bench=Path(__file__).with_name("main.py"), rounds=rounds,
+                home=Path.home(),
+                modules=_MODULES,
+                folder=folder,
+                command=shlex.join([sys.executable, str(script), *arguments, str(folder)]),
             )
-        )  # fmt: skip
+        )
         init.chmod(0o755)
         # One core: control goes to and fro between two of its threads at each system call.
         core = str(max(os.sched_getaffinity(0)))
@@ -74,10 +85,15 @@ def measure(rounds: int) -> str:
         stack.callback(guest.wait)
         stack.callback(guest.kill)
         guest.wait(_TIMEOUT_S)
-        result = folder / "bench.json"
-        if not result.exists():
+        if not (folder / result).exists():
             raise RuntimeError("the guest ended without a result: its last lines above say why")
-        return result.read_text()
+        return (folder / result).read_text()
+
+
+def require_guest() -> None:
+    """End the program if there can be no guest."""
+    if not has_guest():
+        raise click.ClickException(f"there is no {_KERNEL}: install user-mode-linux, and be root")
 
 
 @click.command()
@@ -85,10 +101,11 @@ def measure(rounds: int) -> str:
 @click.option("--rounds", type=click.IntRange(min=1), default=5, help="Default: 5.")
 def main(folder: Path, rounds: int) -> None:
     """Measure beside LVS in a guest and write FOLDER/lvs.json."""
-    if not shutil.which(_KERNEL):
-        raise click.ClickException(f"there is no {_KERNEL}: install the package user-mode-linux")
+    require_guest()
     interrupt_on_signals()
-    (folder / "lvs.json").write_text(measure(rounds))
+    script = Path(__file__).with_name("main.py")
+    words = ("--quick", "--rounds", str(rounds), "--out")
+    (folder / "lvs.json").write_text(in_guest(script, *words, result="bench.json"))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from loaded_mp.supervisor.sweep import PIECE
 _LOOKUPS = 1_000_000
 _REPEATS = 5
 _NOW_S, _DEADLINE_S = 1_000, 100_000
-_VIP = 0xC000020A
+VIP = 0xC000020A
 _PACKET = 28
 
 
@@ -59,7 +59,7 @@ def _look_up(table: FlowTable, sources: Words) -> int:
 
 
 @compiled
-def _decide(packet: Bytes, sources: Words, vips: Words, memory: SharedMemory) -> int:
+def decide_all(packet: Bytes, sources: Words, vips: Words, memory: SharedMemory) -> int:
     """Parse, look up, rewrite: one UDP packet after another, from these sources to these VIPs."""
     balanced = 0
     work = work_of(memory, 0, _NOW_S)
@@ -124,7 +124,7 @@ def _config(services: int, backends: int) -> Config:
             "services": [
                 {
                     "name": f"s{number}",
-                    "vips": [str(_ipv4(_VIP + number))],
+                    "vips": [str(_ipv4(VIP + number))],
                     "backends": [
                         {"address": str(_ipv4(first + number * backends + each))} for each in range(backends)
                     ],
@@ -146,7 +146,7 @@ def _ready(services: int, backends: int, flows: int) -> tuple[SharedMemory, Back
     return memory, state
 
 
-def _new_packet() -> Bytes:
+def new_packet() -> Bytes:
     """An empty UDP datagram over IPv4."""
     packet = np.zeros(_PACKET, np.uint8)
     packet[:10] = (0x45, 0, 0, _PACKET, 0, 0, 0, 0, 64, 17)
@@ -156,10 +156,10 @@ def _new_packet() -> Bytes:
 
 def _packet_ns(services: int, backends: int, flows: int) -> float:
     memory, _ = _ready(services, backends, flows)
-    packet = _new_packet()
+    packet = new_packet()
     sources = _sources(flows) + np.uint64(0xC6120000)
-    vips = np.random.default_rng(2).integers(_VIP, _VIP + services, _LOOKUPS).astype(np.uint64)
-    return _time_ns(lambda: _decide(packet, sources, vips, memory), _LOOKUPS)
+    vips = np.random.default_rng(2).integers(VIP, VIP + services, _LOOKUPS).astype(np.uint64)
+    return _time_ns(lambda: decide_all(packet, sources, vips, memory), _LOOKUPS)
 
 
 def packets() -> dict[str, list[dict[str, float]]]:
@@ -230,7 +230,7 @@ def _decide_for(
     packets = longest = late = 0
     while last - begin < microseconds:
         at = packets % (sources.size - 64)
-        packets += _decide(packet, sources[at : at + 64], vips[at : at + 64], memory)
+        packets += decide_all(packet, sources[at : at + 64], vips[at : at + 64], memory)
         now = now_us(clock)
         longest = max(longest, now - last)
         late += now - last > 1000
@@ -254,9 +254,9 @@ def waits() -> list[dict[str, float]]:
     """The longest that 64 packets take a worker, alone and beside a busy supervisor, with a million flows."""
     memory, state = _ready(1000, 8, 10**6)
     _fill(memory.table, 10**6)
-    packet = _new_packet()
+    packet = new_packet()
     sources = _sources(10**6) + np.uint64(0xC6120000)
-    vips = np.random.default_rng(2).integers(_VIP, _VIP + 1000, _LOOKUPS).astype(np.uint64)
+    vips = np.random.default_rng(2).integers(VIP, VIP + 1000, _LOOKUPS).astype(np.uint64)
     arguments = (packet, sources, vips, memory, np.zeros(2, np.int64))
     _decide_for(1000, *arguments)
     pause_us = 3_000_000  # what each row takes

@@ -1,6 +1,7 @@
 """A scheduler of the operator's own on a real daemon: followed, mended, refused."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -31,6 +32,13 @@ def asked(lab: Lab, answer_type: type[Answer], command: str, **arguments: object
     )
 
 
+def rewrite(file: Path, text: str) -> None:
+    """At once, as it may be read at any moment."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.rename(file)
+
+
 def test_what_a_file_says_is_done_and_what_is_wrong_with_it_is_said(lab: Lab) -> None:
     file, path = lab.folder / "mine.py", lab.folder / "own.toml"
     file.write_text("def slots(backends):\n    return backend\n")
@@ -50,9 +58,9 @@ def test_what_a_file_says_is_done_and_what_is_wrong_with_it_is_said(lab: Lab) ->
         return name
 
     assert {who() for _ in range(4)} == {"backend2"}
-    file.write_text(ONE.format("backend3"))
+    rewrite(file, ONE.format("backend3"))
     wait_until(lambda: who() == "backend3", "the edit to hold")
-    file.write_text("import os\nos._exit(3)\n")
+    rewrite(file, "import os\nos._exit(3)\n")
 
     def fault() -> str:
         return daemon.status().services[0].scheduler_fault
@@ -62,7 +70,7 @@ def test_what_a_file_says_is_done_and_what_is_wrong_with_it_is_said(lab: Lab) ->
     assert event.cause == f"{file}: ended with status 3, and gave no slots"
     assert "ended with status 3" in asked(lab, Outcome, "reload").mistakes[0]
     assert who() == "backend3"
-    file.write_text(ONE.format("backend3"))
+    rewrite(file, ONE.format("backend3"))
     wait_until(lambda: not fault(), "no fault")
     assert lab.balancer.run(loaded_mp(), "restart", timeout_s=60).returncode == 0
     assert who() == "backend3"

@@ -233,6 +233,13 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+def rewrite(file: Path, text: str) -> None:
+    """At once, as it may be read at any moment."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.rename(file)
+
+
 def test_what_a_file_gives_workers_follow(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     good = "def slots(backends):\n    return [b for b in backends if b.weight and b.name != '10.0.0.2']\n"
@@ -258,11 +265,11 @@ def test_what_a_file_gives_workers_follow(file: Path, caplog: pytest.LogCaptureF
         world.state("10.0.0.3").wanted = Wanted.READY
         world.show()
         await until(lambda: not any(faults.values()))
-        file.write_text("def slots(backends):\n    return 1 / 0\n")
+        rewrite(file, "def slots(backends):\n    return 1 / 0\n")
         await until(lambda: any("2: ZeroDivisionError" in each for each in faults.values()))
         await asyncio.sleep(0.7)  # it is asked twice more
         assert world.table_of() == ["3"]
-        file.write_text(good)
+        rewrite(file, good)
         await until(lambda: not any(faults.values()))
         asking.cancel()
         await asyncio.wait([asking])

@@ -42,6 +42,7 @@ class Table:
     left_out: list[Mistake] = field(default_factory=list)  #: found while reading
     note: str = ""  #: in what it is not quite the same here
     refused: str = ""  #: why the model does not take it
+    advice: dict[str, str] = field(default_factory=dict)  #: what to do where the model misses a setting
 
     def put(self, name: str, value: Any, word: Word, note: str = "") -> None:
         """Set a setting, in place of what was set."""

@@ -12,13 +12,14 @@ from socket import getservbyname
 
 from loaded_mp.importing.found import Found, Reader, Setting, Table, Word, number
 from loaded_mp.importing.lvs import (
-    FORWARDINGS,
     PERSISTENCE_S,
     Timeouts,
     put_affinity,
     put_flags,
     put_idle_times,
+    put_number,
     service_name,
+    way_of,
 )
 from loaded_mp.importing.virtual import Entrance, Server, Virtual, as_name, listening, port_of
 
@@ -55,9 +56,8 @@ _COMMANDS = {
     "--start-daemon": _DAEMON,
     "--stop-daemon": _DAEMON,
 }
-_TUNNEL = "the tunnel is what forwarding says"
 _REASONS = {"--pe": "a client is known by its address only"} | dict.fromkeys(
-    ("--tun-type", "--tun-port", "--tun-csum", "--tun-nocsum", "--tun-remcsum"), _TUNNEL
+    ("--tun-csum", "--tun-nocsum", "--tun-remcsum"), "nothing here is like it"
 )
 _NOT_NUMERIC = "expected ADDRESS:PORT: ipvsadm -S -n writes addresses"
 
@@ -190,13 +190,16 @@ def _server(line: _Line, option: str) -> Server:
     table = Table(line.word("-r"))
     for name, setting in _NUMBERS.items():
         if name in line.options:
-            table.put(setting, number(line.options[name]), line.word(name))
+            put_number(table, setting, line.options[name], line.word(name))
     method = next((each for each in _METHODS if each in line.options), "")
-    if method:
-        way = Setting(FORWARDINGS[_METHODS[method]], line.word(method))
-    else:
-        way = Setting(FORWARDINGS["DR"], table.word, "without -m and -i it is -g")
-    _name_others(table, line, {"-a", option, "-r", *_NUMBERS, *_METHODS})
+    kind, port = line.options.get("--tun-type", ""), line.options.get("--tun-port", "")
+    kind_word = line.word("--tun-type") if kind else None
+    way = way_of(
+        _METHODS.get(method, "DR"), line.word(method) if method else table.word, kind, port, kind_word
+    )
+    if not method:
+        way.way.note = "without -m and -i it is -g"
+    _name_others(table, line, {"-a", option, "-r", *_NUMBERS, *_METHODS, "--tun-type", "--tun-port"})
     endpoint = _endpoint(line.options["-r"], _PROTOCOLS[option])
     if not endpoint:
         table.refused = _NOT_NUMERIC
@@ -205,8 +208,8 @@ def _server(line: _Line, option: str) -> Server:
 
 def _name_others(table: Table, line: _Line, read: set[str]) -> None:
     """Name the options that were not read."""
-    for option, value in line.options.items():
-        if option not in read | {"-6", "-n"} and (option, value) != ("--tun-type", "ipip"):
+    for option in line.options:
+        if option not in read | {"-6", "-n"}:
             table.left_out.append(line.word(option).left_out(_REASONS.get(option, "there is no such option")))
 
 

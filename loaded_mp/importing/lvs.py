@@ -1,9 +1,10 @@
 """What ipvsadm and keepalived share: the words of LVS."""
 
 from ipaddress import ip_address, ip_network
+from typing import Any
 
-from loaded_mp.importing.found import Setting, Table, Word
-from loaded_mp.importing.virtual import Entrance
+from loaded_mp.importing.found import Setting, Table, Word, number
+from loaded_mp.importing.virtual import Entrance, Way
 
 Timeouts = tuple[Setting, Setting, Setting]  #: seconds of TCP, TCP after a FIN, UDP; 0: as they are
 
@@ -12,8 +13,7 @@ _TCP_S, _UDP_S = 900, 300
 #: Of a persistence that says none.
 PERSISTENCE_S = 360
 
-#: LVS's ways of forwarding -> ours.
-FORWARDINGS = {"NAT": "rewrite", "DR": "dr", "TUN": "tunnel"}
+_FORWARDINGS = {"NAT": "rewrite", "DR": "dr", "TUN": "tunnel"}
 
 _BY_PORT = "the client's port does not count here; a scheduler in turn spreads one client"
 #: Flags of schedulers. Fallback is always so here: only backends that serve are chosen among.
@@ -31,6 +31,21 @@ def service_name(entrance: Entrance) -> str:
     """As in tcp-192.0.2.10-80."""
     protocol, _, port = entrance.listen.value.partition("/")
     return f"{protocol}-{entrance.vip.value}-{port or 'all'}" if entrance.vip else f"{protocol}-{port}"
+
+
+def way_of(method: str, word: Word, kind: str = "", port: str = "", kind_word: Word | None = None) -> Way:
+    """NAT, DR or TUN; of a tunnel also which, which is ipip unless it says so, and its port."""
+    tunnel: dict[str, Any] = {"kind": kind} if kind not in ("", "ipip") else {}
+    tunnel |= {"port": number(port)} if port else {}
+    way = Setting(_FORWARDINGS.get(method.upper(), method), word)
+    return Way(way, Setting(tunnel, kind_word or word) if tunnel else None)
+
+
+def put_number(table: Table, name: str, text: str, word: Word) -> None:
+    """A weight, or a threshold, of which 0 is none."""
+    value = number(text)
+    if value != 0 or name == "weight":
+        table.put(name, value, word)
 
 
 def put_affinity(table: Table, persistence: Setting | None, mask: Setting | None, ops: Word | None) -> None:

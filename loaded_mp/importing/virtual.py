@@ -19,6 +19,18 @@ _CHECK_SETTINGS = {str(each.model_fields["type"].default): set(each.model_fields
 Ports = tuple[int, int]  #: first and last
 
 
+class Way(NamedTuple):
+    """How packets come to a backend."""
+
+    way: Setting
+    tunnel: Setting | None = None  #: of which kind, where it is not the usual one
+
+    @property
+    def key(self) -> tuple[Any, Any]:
+        """The same for the same ways."""
+        return self.way.value, self.tunnel and self.tunnel.value
+
+
 @dataclass
 class Server:
     """A backend as a file has it."""
@@ -26,7 +38,7 @@ class Server:
     table: Table
     address: str
     port: int | None = None  #: None: that which the client asked for
-    forwarding: Setting | None = None
+    forwarding: Way | None = None
     checks: list[Table] = field(default_factory=list)
     with_range: bool = False  #: the port is that of a range's first one
 
@@ -77,11 +89,10 @@ def services(virtual: Virtual, vips: list[Setting]) -> Iterator[Table]:
     `vips` are those of entrances that name no address.
     """
     answered: dict[str, list[Entrance]] = {}
+    own: list[Setting | None] = [*vips] or [None]
     for entrance in virtual.entrances:
-        for vip in [entrance.vip] if entrance.vip else vips:
-            answered.setdefault(vip.value, []).append(entrance._replace(vip=vip))
-    if not answered:
-        yield Table(virtual.table.word, refused="it names no address: say which by --vip ADDRESS")
+        for vip in [entrance.vip] if entrance.vip else own:
+            answered.setdefault(vip.value if vip else "", []).append(entrance._replace(vip=vip))
     # A backend's own port stands for those of one listener.
     together = all(server.port is None for server in virtual.servers)
     groups: dict[tuple[str, ...], list[Entrance]] = {}
@@ -102,6 +113,7 @@ def _service(virtual: Virtual, entrances: list[Entrance]) -> Table:
     table.put("name", virtual.name, table.word)
     table.settings["vips"] = list({each.vip.value: each.vip for each in entrances if each.vip}.values())
     table.settings["listen"] = list({each.listen.value: each.listen for each in entrances}.values())
+    table.advice["vips"] = "it names no address: say which by --vip ADDRESS"
     ports = list(dict.fromkeys(each.ports for each in entrances))
     for server in servers:
         _put_address(server, ports)
@@ -130,14 +142,15 @@ def _put_port(server: Server, port: int) -> None:
 
 def _agree_on_forwarding(table: Table, servers: list[Server]) -> None:
     """That of the first backend; others are left out."""
-    ways = [each.forwarding for each in servers if each.forwarding]
-    if not ways:
+    if not servers or not (first := servers[0].forwarding):
         return
-    table.settings["forwarding"] = ways[0]
+    table.settings["forwarding"] = first.way
+    if first.tunnel:
+        table.settings["tunnel"] = first.tunnel
     for server in servers:
-        if server.forwarding and server.forwarding.value != ways[0].value:
-            why = f"{server.forwarding.word.text!r}, its service {ways[0].word.text!r}"
-            server.table.refused = server.table.refused or f"{why}: have a service for each way"
+        if (other := server.forwarding) and other.key != first.key and not server.refused:
+            why = f"{other.way.word.text!r}, its service {first.way.word.text!r}"
+            server.table.refused = f"{why}: have a service for each way"
 
 
 def _agree_on_checks(table: Table, servers: list[Server], first_port: int | None) -> None:

@@ -91,10 +91,7 @@ def _meant(root: Table, fault: Fault) -> tuple[Table, Setting | None]:
 def _refuse(table: Table, setting: Setting | None, fault: Fault) -> None:
     """Take out what the model refuses: a setting, or the table that cannot be without it."""
     if setting is None:
-        *_, name = ("", *(each for each in fault.location if isinstance(each, str)))
-        why = f"nothing is left of its {name}" if name in table.tables else fault.text
-        why = f"{name}: {why}" if fault.absent and name not in table.tables else why
-        table.refused = table.refused or why
+        _refuse_without(table, str(fault.location[-1]), fault)
     elif not setting.refused:
         setting.refused = fault.text
         for name, rows in table.settings.items():
@@ -103,6 +100,17 @@ def _refuse(table: Table, setting: Setting | None, fault: Fault) -> None:
                 table.refused = table.refused or f"nothing is left of its {name}"
     elif fault.absent:
         table.word, table.refused, setting.refused = setting.word, table.refused or setting.refused, ""
+
+
+def _refuse_without(table: Table, name: str, fault: Fault) -> None:
+    """A fault may be about what a table lacks, or about a setting of the tables in it."""
+    inner = [each.settings.get(name) for tables in table.tables.values() for each in live(tables)]
+    about = [each for each in inner if isinstance(each, Setting) and not each.refused]
+    for setting in about:
+        setting.refused = fault.text
+    if not about:
+        why = f"nothing is left of its {name}" if name in table.tables else f"{name}: {fault.text}"
+        table.refused = table.refused or table.advice.get(name, why)
 
 
 def _nodes(table: Table) -> Iterator[tuple[str, Setting | Table]]:

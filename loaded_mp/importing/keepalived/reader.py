@@ -14,15 +14,16 @@ from loaded_mp.importing.keepalived.checks import CHECKS, Asked, program
 from loaded_mp.importing.keepalived.reasons import TOP
 from loaded_mp.importing.keepalived.statements import Block, Statement, not_carried, statements
 from loaded_mp.importing.lvs import (
-    FORWARDINGS,
     PERSISTENCE_S,
     Timeouts,
     put_affinity,
     put_flags,
     put_idle_times,
+    put_number,
     service_name,
+    way_of,
 )
-from loaded_mp.importing.virtual import Entrance, Server, Virtual, as_name, listening, port_of
+from loaded_mp.importing.virtual import Entrance, Server, Virtual, Way, as_name, listening, port_of
 from loaded_mp.memory.snapshot import MAX_VIPS
 
 _BEGINS = re.compile(
@@ -139,7 +140,7 @@ class _Outer:
 
     times: dict[str, Statement]
     host: Statement | None
-    way: Setting
+    way: Way
     inhibited: bool  #: whether it is said already
 
 
@@ -156,7 +157,7 @@ def _virtual(
     inhibited = block.flag("inhibit_on_failure") or _inhibited_by_all(statement)
     if inhibited:
         table.put("on_down", "keep", inhibited.word)
-    way = _forwarding(block, "lb_kind", "lvs_method") or Setting("rewrite", table.word, "keepalived's NAT")
+    way = _forwarding(block, "lb_kind", "lvs_method") or way_of("NAT", table.word)
     outer = _Outer(block.times({}), block.take("virtualhost"), way, inhibited is not None)
     servers = [_server(each, outer) for each in block.take_all("real_server")]
     sorry_way = _forwarding(block, "sorry_server_lvs_method") or way
@@ -197,14 +198,16 @@ def _inhibited_by_all(statement: Statement) -> Statement | None:
     return said[0] if said and all(said) else None
 
 
-def _forwarding(block: Block, *names: str) -> Setting | None:
+def _forwarding(block: Block, *names: str) -> Way | None:
+    """`NAT`, `DR`, or `TUN [type {ipip|gue port N|gre} [CHECKSUM]]`."""
     said = block.take(*names)
     if not said:
         return None
-    way, *more = said.words[1:] or [""]
-    if more and more != ["type", "ipip"]:
-        block.leave_out(said, f"{' '.join(more)}: the tunnel is what forwarding says")
-    return Setting(FORWARDINGS.get(way.upper(), way), said.word)
+    method, *words = said.words[1:] or [""]
+    values = dict(zip(words[::2], words[1::2], strict=False))
+    for checksum in words[len(values) * 2 :]:
+        block.leave_out(said, f"{checksum}: nothing here is like it")
+    return way_of(method, said.word, values.get("type", ""), values.get("port", ""))
 
 
 def _put_quorum(table: Table, block: Block) -> None:
@@ -222,7 +225,7 @@ def _server(statement: Statement, outer: _Outer) -> Server:
     block, table = Block(statement.block), Table(statement.word)
     for said_name, name in _NUMBERS.items():
         if said := block.take(said_name):
-            table.put(name, number(said.value), said.word)
+            put_number(table, name, said.value, said.word)
     if said := block.take("snmp_name"):
         table.put("name", said.value, said.word)
     address, port = _address_and_port(statement)
@@ -246,7 +249,7 @@ def _address_and_port(statement: Statement) -> tuple[str, int | None]:
     return words[0], port_of(words[1])
 
 
-def _sorry_server(statement: Statement, way: Setting, service: Table) -> Server:
+def _sorry_server(statement: Statement, way: Way, service: Table) -> Server:
     table = Table(statement.word)
     table.put("backup", True, statement.word)
     below = service.value("quorum") not in (None, 1)

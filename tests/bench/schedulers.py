@@ -79,7 +79,7 @@ class Candidate:
 
 
 def _beside(candidates: dict[str, Candidate], base: str, first: bool = True) -> Costs:
-    """Nanoseconds of each, and its rate as a share of that of `base`; `first`: of packets that begin flows."""
+    """Nanoseconds of each, its rate as a share of that of `base`; `first`: of packets that begin flows."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(_ROUNDS + 1):
         for name, each in candidates.items():

@@ -6,10 +6,12 @@ from pathlib import Path
 import click
 
 from loaded_mp.cli.options import EXIT_BAD_CONFIGURATION
-from loaded_mp.config.errors import ConfigError
-from loaded_mp.config.file import read_file
+from loaded_mp.config.errors import ConfigError, Mistake
+from loaded_mp.config.file import MAX_FILE_BYTES, read_file
 from loaded_mp.importing import found_in
 from loaded_mp.importing.writer import written
+
+_STANDARD_INPUT = Path("-")
 
 
 @click.command("import")
@@ -18,7 +20,7 @@ from loaded_mp.importing.writer import written
 @click.option("--vip", "vips", metavar="ADDRESS", multiple=True,
               help="VIP of services whose file names none (bind *:80, fwmark); may be repeated.")  # fmt: skip
 def command(files: tuple[Path, ...], output: Path | None, vips: tuple[str, ...]) -> None:
-    """Print what FILE says as TOML: ipvsadm -S -n, keepalived.conf or haproxy.cfg.
+    """Print what FILE says as TOML: ipvsadm -S -n, keepalived.conf or haproxy.cfg; - is standard input.
 
     A comment at each line says where it comes from. What could not be carried over is named on standard
     error, with what to do, and stands in the file as comments, too.
@@ -30,7 +32,7 @@ def command(files: tuple[Path, ...], output: Path | None, vips: tuple[str, ...])
       2  a file cannot be read, or is none of these
     """
     try:
-        found = [found_in(read_file(path).decode(errors="replace"), _short(path, files)) for path in files]
+        found = [found_in(_read(path).decode(errors="replace"), _short(path, files)) for path in files]
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_BAD_CONFIGURATION)
@@ -53,6 +55,20 @@ def command(files: tuple[Path, ...], output: Path | None, vips: tuple[str, ...])
         sys.exit(1)
 
 
+def _read(path: Path) -> bytes:
+    """The bytes of a file, or of standard input. Raises ConfigError."""
+    if path != _STANDARD_INPUT:
+        return read_file(path)
+    text = click.get_binary_stream("stdin").read(MAX_FILE_BYTES + 1)
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(
+            Mistake("standard input", "", f"is too large, expected {MAX_FILE_BYTES:,} bytes or less")
+        )
+    return text
+
+
 def _short(path: Path, others: tuple[Path, ...]) -> str:
     """The name of a file, whole if another has the same."""
+    if path == _STANDARD_INPUT:
+        return "standard input"
     return path.name if [each.name for each in others].count(path.name) == 1 else str(path)

@@ -581,7 +581,8 @@ def as_keepalived(found: list[dict[str, Any]], grouped: bool) -> Iterator[str]:
                 name, inside = AS_KEEPALIVED[check["type"]]
                 yield f"        {name}\n        {{"
                 yield f"            delay_loop {check['interval_s']}"
-                yield f"            connect_timeout {check['timeout_s']}"
+                if name != "MISC_CHECK":
+                    yield f"            connect_timeout {check['timeout_s']}"
                 yield f"            retry {check['fall'] - 1}"
                 yield f"            delay_before_retry {check['fast_interval_s']}"
                 if "port" in check:
@@ -793,6 +794,14 @@ def test_the_command_says_what_is_left_out(tmp_path: Path) -> None:
         "1 word is left out",
     ]
     parse_toml(result.stdout, "o").config()
+
+
+def test_the_command_reads_standard_input(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["import", "-"], input=filled(LVS))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "# standard input:1 -s rr" in result.stdout
+    too_long = CliRunner().invoke(main, ["import", "-"], input=filled(LVS) * 20_000)
+    assert (too_long.exit_code, "too large" in too_long.stderr) == (2, True)
 
 
 def test_the_command_refuses_what_it_cannot_read(tmp_path: Path) -> None:

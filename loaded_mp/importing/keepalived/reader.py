@@ -120,17 +120,17 @@ def _addresses(text: str) -> list[str]:
     try:
         if "/" in text:
             network = ip_network(text, strict=False)
-            whole = network.num_addresses > _MOST
-            return [str(network)] if whole else [str(each) for each in network]
-        first = ip_address(first_text)
-        separator = "." if first.version == 4 else ":"
-        if separator not in last_text:
-            last_text = f"{first_text.rpartition(separator)[0]}{separator}{last_text}"
-        last = ip_address(last_text) if dash else first
+            first, last = network[0], network[-1]
+        else:
+            first = ip_address(first_text)
+            separator = "." if first.version == 4 else ":"
+            if separator not in last_text:
+                last_text = f"{first_text.rpartition(separator)[0]}{separator}{last_text}"
+            last = ip_address(last_text) if dash else first
     except ValueError:
         raise ValueError("expected an address, with or without a port behind it") from None
     if not 0 <= int(last) - int(first) < _MOST:
-        raise ValueError(f"expected a range of at most {_MOST:,} addresses, or a network")
+        raise ValueError(f"expected a range of at most {_MOST:,} addresses")
     return [str(first + step) for step in range(int(last) - int(first) + 1)]
 
 

@@ -59,7 +59,7 @@ def _read(path: Path) -> bytes:
     """The bytes of a file, or of standard input. Raises ConfigError."""
     if path != _STANDARD_INPUT:
         return read_file(path)
-    text = click.get_binary_stream("stdin").read(MAX_FILE_BYTES + 1)
+    text = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError(
             Mistake("standard input", "", f"is too large, expected {MAX_FILE_BYTES:,} bytes or less")

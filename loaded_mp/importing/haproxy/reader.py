@@ -3,6 +3,7 @@
 A frontend and its default backend are a service. Sections of another mode are left out whole.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -17,6 +18,8 @@ from loaded_mp.importing.haproxy.reasons import (
     SECTIONS,
     SERVER_REASONS,
     SERVER_VALUES,
+    TABLE_REASONS,
+    TABLE_VALUES,
 )
 from loaded_mp.importing.haproxy.sections import INHERITED, SECTION, Line, Section, sections
 from loaded_mp.importing.haproxy.values import (
@@ -108,6 +111,8 @@ def _virtual(front: Section, back: Section) -> Virtual:
         common = words_behind(line.values, line.word.place, SERVER_VALUES, common)
     checks = Checks(back)
     table.left_out += checks.left_out
+    if (connect := back.last("timeout connect")) and not back.last("timeout check"):
+        table.left_out.append(connect.word.left_out(OWN))
     ports = list(dict.fromkeys(each.ports for each in entrances))
     lines = back.all("server")
     said = [words_behind(each.values[2:], each.word.place, SERVER_VALUES, common) for each in lines]
@@ -168,10 +173,14 @@ def _put_idle_times(table: Table, front: Section, back: Section) -> None:
     ended = [(front, "timeout client-fin"), (back, "timeout server-fin")]
     for name, lines in (("tcp_idle_s", silent), ("tcp_fin_idle_s", ended)):
         times = [(time_s, *each) for each in lines if (time_s := time_of(*each)) is not None]
-        if times:
-            time_s, section, key = max(times, key=lambda each: each[0])
-            line = section.last(key)
-            table.put(name, whole(time_s), line.word if line else table.word)
+        if not times:
+            continue
+        time_s, section, key = max(times, key=lambda each: each[0] or math.inf)
+        word = line.word if (line := section.last(key)) else table.word
+        if time_s:
+            table.put(name, whole(time_s), word)
+        else:
+            table.left_out.append(word.left_out(f"it is without an end there; say {name}"))
 
 
 def _put_affinity(table: Table, back: Section) -> None:
@@ -183,14 +192,16 @@ def _put_affinity(table: Table, back: Section) -> None:
         else:
             table.left_out.append(line.word.left_out("only the client's address (src) counts here"))
     for line in back.all("stick-table"):
-        values = dict(zip(line.values, line.values[1:], strict=False))
-        expire_s = seconds(values.get("expire", ""))
         if table.value("affinity") == "connection":
             table.left_out.append(line.word.left_out("nothing here counts by it"))
-        elif isinstance(expire_s, str):
-            table.left_out.append(line.word.left_out("the flow table has a size of its own: flows"))
-        elif expire_s > (table.value("tcp_idle_s") or 0):
-            table.put("tcp_idle_s", whole(expire_s), line.word)
+            continue
+        for name, (value, word) in words_behind(line.values, line.word.place, TABLE_VALUES, {}).items():
+            expire_s = seconds(value)
+            if name != "expire" or isinstance(expire_s, str):
+                if name != "type":
+                    table.left_out.append(word.left_out(TABLE_REASONS.get(name, "nothing here counts by it")))
+            elif expire_s > (table.value("tcp_idle_s") or 0):
+                table.put("tcp_idle_s", whole(expire_s), word)
 
 
 def _put_common(table: Table, servers: list[Words]) -> None:
@@ -205,8 +216,7 @@ def _put_common(table: Table, servers: list[Words]) -> None:
             why = f"{name} is the service's: say it of all servers, or none"
             table.left_out += [word.left_out(why) for value, word in said if value]
         else:
-            (value,) = values
-            time_s = seconds(value)
+            time_s = seconds(*values)
             rising = time_s if isinstance(time_s, str) else whole(time_s)
             table.put(name, rising if name == "slow_start_s" else "reset", word)
 

@@ -44,6 +44,13 @@ REASONS = {
     "dispatch": "write it as a server",
 }
 
+#: Words of a `stick-table` that have a value.
+TABLE_VALUES = {"type", "size", "expire", "peers", "store", "srvkey", "write-to"}
+TABLE_REASONS = {
+    "size": "the flow table has a size of its own: flows",
+    "peers": "flows are not shared with another balancer",
+}
+
 #: Words behind the address of a `bind` that have a value.
 BIND_VALUES = {
     "name", "interface", "maxconn", "backlog", "mss", "nice", "id", "process", "thread", "shards",

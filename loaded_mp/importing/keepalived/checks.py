@@ -103,7 +103,7 @@ def _dns(asked: Asked) -> Iterator[Table]:
 def _misc(asked: Asked) -> Iterator[Table]:
     table = asked.table("command", retry=0)
     path, timeout = asked.block.take("misc_path"), asked.block.take("misc_timeout")
-    words, _ = program(path.words[1:]) if path else ([], "")
+    words, *_ = program(path.words[1:] if path else [])
     run = ["{address}" if each == asked.server.address else each for each in words]
     table.put("run", run, path.word if path else table.word)
     if timeout:
@@ -111,7 +111,9 @@ def _misc(asked: Asked) -> Iterator[Table]:
     else:
         table.put("timeout_s", table.value("interval_s"), table.word, "keepalived's misc_timeout")
     if user := asked.block.take("user"):
-        table.put("user", user.words[1] if len(user.words) > 1 else "", user.word)
+        table.put("user", " ".join(user.words[1:2]), user.word)
+        for group in user.words[2:]:
+            asked.block.leave_out(user, f"{group}: a program runs in its user's own group")
     else:
         table.note = "it runs as nobody: say user, if it needs another"
     if dynamic := asked.block.flag("misc_dynamic"):
@@ -200,13 +202,13 @@ def _put_expression(table: Table, block: Block) -> None:
     table.put("expect", f"(?{letters}){pattern.value}" if letters else pattern.value, pattern.word)
 
 
-def program(words: list[str]) -> tuple[list[str], str]:
+def program(words: list[str]) -> tuple[list[str], str, str]:
     """A program with its words, and whom it runs as: `"PROGRAM WORD..." [USER [GROUP]]`."""
+    quoted, user, group = [*words, "", "", ""][:3]
     try:
-        run = shlex.split(words[0]) if words else []
+        return shlex.split(quoted), user, group
     except ValueError:  # a quote that is not closed
-        run = words[:1]
-    return run, words[1] if len(words) > 1 else ""
+        return [quoted], user, group
 
 
 #: By keepalived's name: what comes of one.

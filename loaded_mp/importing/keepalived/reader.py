@@ -215,10 +215,14 @@ def _put_quorum(table: Table, block: Block) -> None:
         table.put("quorum", number(said.value), said.word)
     for name in ("quorum_up", "quorum_down"):
         if said := block.take(name):
-            words, user = program(said.words[1:])
+            words, user, group = program(said.words[1:])
             table.put(name, words, said.word)
-            if user:
+            if user and table.value("quorum_user") not in (None, user):
+                block.leave_out(said, f"{user}: both run as one user")
+            elif user:
                 table.put("quorum_user", user, said.word)
+            if group:
+                block.leave_out(said, f"{group}: a program runs in its user's own group")
 
 
 def _server(statement: Statement, outer: _Outer) -> Server:

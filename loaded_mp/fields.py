@@ -104,7 +104,8 @@ EndpointField = Annotated[Endpoint, PlainValidator(_endpoint), PlainSerializer(s
 BroadcastField = Annotated[IPv4Address, _reader(IPv4Address, "an IPv4 address")]
 NetworkField = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
 
-Protocol = Literal["tcp", "udp", "icmp"]
+#: What listeners are of: protocols with ports, without, and any other one by its number.
+Protocol = Literal["tcp", "udp", "icmp", "proto"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
 LAST_PORT = 65_535
@@ -180,10 +181,19 @@ class Ports(NamedTuple):
 _ALL_PORTS = Ports(0, LAST_PORT)
 
 
+#: IANA numbers of those that have names, IPv4 and IPv6.
+_NUMBERS = {"tcp": (6, 6), "udp": (17, 17), "icmp": (1, 58)}
+_NAMES = {number: name for name, numbers in _NUMBERS.items() for number in numbers}
+#: No protocols but IPv6 extension headers, one that says who sent it (RFC 4302), one whose checksum covers
+#: addresses (RFC 9568, 5.2.8).
+_NOT_BALANCED = (0, 43, 44, 59, 60, 135, 139, 140, 51, 112)
+
+
 class Listener(Settings):
-    """What a service answers on its VIPs: `tcp/80`, `udp/5000-5010`, `tcp` or `icmp`."""
+    """What a service answers on its VIPs: `tcp/80`, `udp/5000-5010`, `tcp`, `icmp` or `proto/47`."""
 
     protocol: Protocol
+    number: int = Field(default=0, ge=0, le=255)  #: IANA number, with "proto"
     first_port: int = Field(default=0, ge=0, le=LAST_PORT)
     last_port: int = Field(default=LAST_PORT, ge=0, le=LAST_PORT)
 
@@ -194,12 +204,16 @@ class Listener(Settings):
             return value
         if not isinstance(value, str):
             raise ValueError("expected text as in tcp/80")
-        protocol, slash, ports = value.strip().partition("/")
-        if protocol not in ("tcp", "udp", "icmp") or (slash and protocol == "icmp"):
-            raise ValueError("expected tcp, udp or icmp, for tcp and udp with /PORT or /FIRST-LAST")
+        protocol, slash, rest = value.strip().partition("/")
+        if protocol == "proto":
+            return {"protocol": protocol, "number": _protocol_number(rest)}
+        if protocol not in _NUMBERS or (slash and protocol == "icmp"):
+            raise ValueError(
+                "expected tcp, udp, icmp or proto/NUMBER, for tcp and udp with /PORT or /FIRST-LAST"
+            )
         if not slash:
             return {"protocol": protocol}
-        first, dash, last = ports.partition("-")
+        first, dash, last = rest.partition("-")
         last = last if dash else first
         if not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last) <= LAST_PORT:
             raise ValueError("expected a port or a range FIRST-LAST within 1-65535")
@@ -214,7 +228,11 @@ class Listener(Settings):
     @property
     def ports(self) -> Ports | None:
         """Those on which it answers; None: its protocol has none."""
-        return None if self.protocol == "icmp" else Ports(self.first_port, self.last_port)
+        return None if self.protocol in ("icmp", "proto") else Ports(self.first_port, self.last_port)
+
+    def iana(self, family: Literal[4, 6]) -> int:
+        """The number of its protocol."""
+        return self.number or _NUMBERS[self.protocol][0 if family == 4 else 1]
 
     def at(self, first_port: int | None) -> Self:
         """As it looks where its first port is this one; None: as it is."""
@@ -224,11 +242,25 @@ class Listener(Settings):
         return self.model_copy(update={"first_port": ports.first, "last_port": ports.last})
 
     def __str__(self) -> str:
+        if self.protocol == "proto":
+            return f"{self.protocol}/{self.number}"
         if self.ports == _ALL_PORTS or not self.ports:
             return self.protocol
         if self.first_port == self.last_port:
             return f"{self.protocol}/{self.first_port}"
         return f"{self.protocol}/{self.first_port}-{self.last_port}"
+
+
+def _protocol_number(text: str) -> int:
+    """A number that a service may answer. Raises ValueError."""
+    number = int(text) if text.isdecimal() and len(text) <= 3 else 256
+    if number > 255:
+        raise ValueError("expected proto/NUMBER, the protocol's number from 1 to 255")
+    if number in _NAMES:
+        raise ValueError(f"expected {_NAMES[number]}, as protocol {number} is called here")
+    if number in _NOT_BALANCED:
+        raise ValueError("expected another protocol: this one does not bear other addresses")
+    return number
 
 
 def port_range(listen: Iterable[Listener]) -> Ports | None:

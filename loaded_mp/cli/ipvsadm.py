@@ -37,7 +37,8 @@ def _virtual(service: ServiceStatus, vip: str, rates: bool) -> Iterator[str]:
     for text in service.listen or ("any",):
         listener = None if text == "any" else Listener.model_validate(text)
         total = [sum(each) for each in zip(*figures, strict=True)]
-        yield _line(f"{text.partition('/')[0].upper():<4} {_at(vip, listener)}", total)
+        name = str(listener.number) if listener and listener.number else text.partition("/")[0].upper()
+        yield _line(f"{name:<4} {_at(vip, listener)}", total)
         for (endpoint, _), row in zip(backends, figures, strict=True):
             own = listener.at(endpoint.port) if listener else None
             yield _line(f"  -> {_at(str(endpoint.ip), own)}", row)
@@ -49,8 +50,8 @@ def _figures(backend: BackendStatus, rates: bool) -> list[int]:
 
 
 def _at(address: str, listener: Listener | None) -> str:
-    port = str(listener or "").partition("/")[2] or "0"
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    port = str(listener).partition("/")[2] if listener and listener.ports else ""
+    return f"[{address}]:{port or 0}" if ":" in address else f"{address}:{port or 0}"
 
 
 def _line(first: str, figures: list[int]) -> str:

@@ -215,7 +215,9 @@ def _overlap(one: tuple[Listener, ...] | None, other: tuple[Listener, ...] | Non
     if not one or not other:
         return not one and not other
     return any(
-        a.protocol == b.protocol and a.first_port <= b.last_port and b.first_port <= a.last_port
+        (a.protocol, a.number) == (b.protocol, b.number)
+        and a.first_port <= b.last_port
+        and b.first_port <= a.last_port
         for a in one
         for b in other
     )

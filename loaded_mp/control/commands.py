@@ -7,7 +7,7 @@ from pydantic import Field
 
 from loaded_mp.config.model import Backend, Config, SchedulerName
 from loaded_mp.config.saving import Unsaved
-from loaded_mp.fields import Address, AddressField, Network, NetworkField, Port, Protocol, Weight
+from loaded_mp.fields import Address, AddressField, Listener, Network, NetworkField, Port, Weight
 from loaded_mp.status import (
     CheckStatus,
     Event,
@@ -23,6 +23,7 @@ from loaded_mp.status import (
 #: So many flows are listed at the most.
 MOST_FLOWS = 1_000
 Most = Annotated[int, Field(ge=0, le=MOST_FLOWS)]
+_TCP = Listener(protocol="tcp")
 #: Less than a client waits for an answer.
 WaitSeconds = Annotated[float, Field(ge=0, le=8)]
 
@@ -48,7 +49,7 @@ class Daemon(typing.Protocol):
 
     async def move(self, source: Address, backend: str, service: str | None) -> FlowsStatus: ...
 
-    def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation: ...
+    def explain(self, source: Address, vip: Address, protocol: Listener, port: int | None) -> Explanation: ...
 
     async def what_if(
         self,
@@ -123,7 +124,7 @@ class Commands:
         return await self._daemon.move(source, backend, service)
 
     async def explain(
-        self, source: AddressField, vip: AddressField, protocol: Protocol = "tcp", port: Port | None = None
+        self, source: AddressField, vip: AddressField, protocol: Listener = _TCP, port: Port | None = None
     ) -> Explanation:
         """What would become of a packet of a client for a VIP now, and why. Changes nothing."""
         return self._daemon.explain(source, vip, protocol, port)

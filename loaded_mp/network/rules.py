@@ -91,6 +91,8 @@ def words(*parts: str) -> str:
 def _limit(listener: Listener, family: Family, ports: Literal["sport", "dport"]) -> str:
     if listener.protocol == "icmp":
         return "-p icmp" if family == 4 else "-p icmpv6"
+    if not listener.ports:
+        return f"-p {listener.iana(family)}"
     if (listener.first_port, listener.last_port) == (0, 65_535):
         return f"-p {listener.protocol}"
     if listener.first_port == listener.last_port:

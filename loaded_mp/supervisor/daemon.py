@@ -16,7 +16,7 @@ from loaded_mp.config.saving import Unsaved
 from loaded_mp.control.commands import CommandError, Commands
 from loaded_mp.control.server import control_socket, group_number, serve_control
 from loaded_mp.discovery.finder import Finder
-from loaded_mp.fields import Address, Interface, Network, Protocol
+from loaded_mp.fields import Address, Interface, Listener, Network
 from loaded_mp.log import event
 from loaded_mp.memory.shared import fresh_memory, memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
@@ -336,7 +336,7 @@ class Daemon:
         """Let the flows of a source go to a backend; what they are now. Raises CommandError."""
         return await self._open_flows.move(source, backend, service)
 
-    def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation:
+    def explain(self, source: Address, vip: Address, protocol: Listener, port: int | None) -> Explanation:
         """What would become of a packet now, and why. Raises CommandError."""
         return explain(self.memory, self.backends, (source, vip), protocol, port)
 

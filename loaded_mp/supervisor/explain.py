@@ -9,7 +9,7 @@ from loaded_mp.datapath.home import foresee
 from loaded_mp.datapath.lookup import NO_PORT, Ends
 from loaded_mp.datapath.picks import ALL_FULL
 from loaded_mp.datapath.work import Work, work_of
-from loaded_mp.fields import Address, Listener, Protocol
+from loaded_mp.fields import Address, Listener
 from loaded_mp.memory.shared import SharedMemory
 from loaded_mp.memory.snapshot import Flag, Pick
 from loaded_mp.packet.address import Address128, address128
@@ -17,7 +17,6 @@ from loaded_mp.schedulers import scheduler_of
 from loaded_mp.services import Part
 from loaded_mp.status import CandidateStatus, Explanation
 from loaded_mp.supervisor.backends import Backends
-from loaded_mp.supervisor.snapshots import PROTOCOLS
 
 #: The address ::, which is no VIP.
 NOBODY = Address128(np.uint64(0), np.uint64(0))
@@ -42,17 +41,18 @@ def explain(
     memory: SharedMemory,
     backends: Backends,
     source_and_vip: tuple[Address, Address],
-    protocol: Protocol,
+    protocol: Listener,
     port: int | None,
 ) -> Explanation:
     """What would become of a packet from a source to a VIP that begins something; nothing is changed.
 
-    Without a port it is as a fragment, which any listener of its protocol answers. Raises CommandError.
+    Of `protocol` the ports do not count. Without a port it is as a fragment, which any listener of its
+    protocol answers. Raises CommandError.
     """
     source, vip = source_and_vip
     if source.version != vip.version:
         raise CommandError(f"{source} and {vip} are of two families: no packet has both")
-    number = PROTOCOLS[4 if vip.version == 4 else 6][protocol]
+    number = protocol.iana(vip.version)
     asked = question(memory, address128(source), address128(vip), number, NO_PORT if port is None else port)
     service, entry, held, backend = foresee(*asked)
     part = backends.services.by_id.get(service)
@@ -61,7 +61,7 @@ def explain(
     return Explanation(
         source=str(source),
         vip=str(vip),
-        protocol=protocol,
+        protocol=protocol.protocol if protocol.ports else str(protocol),
         port=port,
         service=part.service.name if part else "",
         listener=str(listener or "everything") if part else "",
@@ -93,7 +93,7 @@ def _name(part: Part | None, number: int) -> str:
     return backend.name or str(backend.address)
 
 
-def _listener(part: Part, protocol: Protocol, port: int | None) -> Listener | None:
+def _listener(part: Part, protocol: Listener, port: int | None) -> Listener | None:
     """The narrowest of those that fit, which is the one that counts."""
 
     def breadth(listener: Listener) -> int:
@@ -102,7 +102,8 @@ def _listener(part: Part, protocol: Protocol, port: int | None) -> Listener | No
     fitting = [
         each
         for each in part.service.listen
-        if each.protocol == protocol and (port is None or each.first_port <= port <= each.last_port)
+        if each.iana(part.family) == protocol.iana(part.family)
+        and (port is None or each.first_port <= port <= each.last_port)
     ]
     return min(fitting, key=breadth) if fitting else None
 

@@ -20,11 +20,6 @@ from loaded_mp.services import Family, Part
 from loaded_mp.supervisor.service_state import weights
 from loaded_mp.supervisor.state import BackendState
 
-#: IANA protocol numbers by what a listener says.
-PROTOCOLS: dict[Family, dict[str, int]] = {
-    4: {"tcp": 6, "udp": 17, "icmp": 1},
-    6: {"tcp": 6, "udp": 17, "icmp": 58},
-}
 _ANY_PROTOCOL, _ALL_PORTS = 0, Ports(0, 65_535)
 
 #: Affinities that services had before those that they have, by service id.
@@ -77,9 +72,8 @@ _Listener = tuple[int, int, int, int, int]
 
 def _listeners(part: Part, vip_id: int) -> list[_Listener]:
     """The rows of `listeners` that a part puts on one of its VIPs."""
-    protocols = PROTOCOLS[part.family]
     return [
-        (protocols[each.protocol], each.first_port, each.last_port, part.id, vip_id)
+        (each.iana(part.family), each.first_port, each.last_port, part.id, vip_id)
         for each in part.service.listen
     ] or [(_ANY_PROTOCOL, *_ALL_PORTS, part.id, vip_id)]
 

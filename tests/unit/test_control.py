@@ -22,7 +22,7 @@ from loaded_mp.config.toml import parse_toml
 from loaded_mp.control import client, server
 from loaded_mp.control.client import ControlError, ask, ask_for_long
 from loaded_mp.control.commands import CommandError, Commands
-from loaded_mp.fields import Address, Endpoint, Network, Protocol
+from loaded_mp.fields import Address, Endpoint, Listener, Network
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.status import (
@@ -96,7 +96,7 @@ class Daemon:
         self.asked.append((source, backend, service))
         return FlowsStatus(total=1, flows=())
 
-    def explain(self, source: Address, vip: Address, protocol: Protocol, port: int | None) -> Explanation:
+    def explain(self, source: Address, vip: Address, protocol: Listener, port: int | None) -> Explanation:
         raise CommandError(f"{source} {vip} {protocol} {port}")
 
     async def what_if(

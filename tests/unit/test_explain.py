@@ -16,7 +16,7 @@ from loaded_mp.cli.explain import lines
 from loaded_mp.config.model import Config, Service
 from loaded_mp.control.commands import CommandError
 from loaded_mp.datapath.messages import HOOK_PREROUTING
-from loaded_mp.fields import Protocol
+from loaded_mp.fields import Listener, Protocol
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.status import Explanation, Wanted
@@ -66,7 +66,8 @@ class Daemon(World):
     def explain(
         self, source: str, vip: str, protocol: Protocol = "tcp", port: int | None = 80
     ) -> Explanation:
-        return explain(self.memory, self.supervised, (ip_address(source), ip_address(vip)), protocol, port)
+        ends = ip_address(source), ip_address(vip)
+        return explain(self.memory, self.supervised, ends, Listener(protocol=protocol), port)
 
     def happens(
         self, source: str, vip: str, protocol: Protocol = "tcp", port: int | None = 80

@@ -11,8 +11,9 @@ import numpy as np
 from loaded_mp.compiled import compiled, signed
 from loaded_mp.datapath.open_flows import count_evicted, is_full, open_flows
 from loaded_mp.datapath.work import Work
+from loaded_mp.flows.atomics import Words
 from loaded_mp.flows.flow import Flow, flow_of
-from loaded_mp.flows.table import find, insert, replace, touch, value_of
+from loaded_mp.flows.table import FlowTable, find, insert, replace, touch, value_of
 from loaded_mp.memory.snapshot import HOME, MAX_BACKENDS, Pick, ServiceColumn
 from loaded_mp.packet.address import Address128
 
@@ -69,6 +70,18 @@ def remember(work: Work, service: int, vip: Address128, backend: int) -> None:
             if entry >= 0:
                 replace(work.table, entry, word, backend | HOME)
             return
+
+
+@compiled
+def copy_homes(work: Work, service: int, vips: Words, table: FlowTable) -> None:
+    """Enter what destinations have into another table of the same secret; `vips`: uint64[n, 2]."""
+    for i in range(len(vips)):
+        for place in range(PLACES):
+            flow = _home(work, service, Address128(vips[i, 0], vips[i, 1]), place)
+            entry, word = find(work.table, flow)
+            if entry < 0:
+                break
+            insert(table, flow, value_of(word), work.now_s + KEPT_S)
 
 
 @compiled

@@ -100,7 +100,8 @@ def pick_all(work: Work, service: int, clients: Words, vips: Words, picked: Long
     high, low = np.uint64(row[ServiceColumn.NETWORK_HIGH]), np.uint64(row[ServiceColumn.NETWORK_LOW])
     for i in range(picked.size):
         client = Address128(clients[i, 0] & high, clients[i, 1] & low)
-        backend = pick(work, service, Flow(_ZERO, _ZERO, client), Address128(vips[i, 0], vips[i, 1]))
+        flow, vip = Flow(_ZERO, _ZERO, client), Address128(vips[i, 0], vips[i, 1])
+        backend = pick_for_good(work, service, flow, vip)
         picked[i] = backend
         if backend >= 0:
             work.active[work.worker, backend] += 1

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.config.model import Backend
+from loaded_mp.datapath.locality import copy_homes
 from loaded_mp.datapath.picks import pick_all
 from loaded_mp.datapath.work import Work, work_of
 from loaded_mp.flows.atomics import Words
-from loaded_mp.flows.table import MAX_VALUE, FlowTable, Row, read
+from loaded_mp.flows.table import MAX_VALUE, FlowTable, Row, new_table, read
 from loaded_mp.memory.shared import SharedMemory, open_flows
 from loaded_mp.memory.snapshot import Flag, Pick, ServiceColumn, Snapshot, new_snapshot
 from loaded_mp.packet.address import address128
@@ -32,6 +33,11 @@ from loaded_mp.supervisor.sweep import Sweeper
 _PIECE, _SLOTS = 1 << 13, 1 << 21
 #: The share of a service's slots does not depend on open flows.
 _BY_SLOTS = (Pick.NEXT, Pick.HASH)
+#: Nor does who gets the next flow.
+_WITHOUT_FLOWS = (*_BY_SLOTS, Pick.DESTINATION, Pick.FIRST)
+#: It depends on which backends destinations have already.
+_BY_HOME = (Pick.LOCAL, Pick.REPLICATED)
+_MOST_HOMES = 1 << 16
 _MOST_HASHES = 1 << 18
 _KEEPS = {"tcp": Flag.KEEP_TCP, "udp": Flag.KEEP_UDP}
 _KEEPS_ALL = Flag.KEEP_TCP | Flag.KEEP_UDP | Flag.KEEP_OTHER
@@ -56,8 +62,8 @@ async def forecast(
         judged(each, states)
     snapshot = new_snapshot()
     fill(snapshot, after.parts, states, Past(tables=await own.imagined(before, after, states)))
-    now = _imagined(memory, memory.snapshots[int(memory.generation[0]) & 1])
-    then = _imagined(memory, snapshot)
+    now = _imagined(memory, memory.snapshots[int(memory.generation[0]) & 1], before)
+    then = _imagined(memory, snapshot, after)
     stay = _staying(before, now.snapshot)
     fate = fates(before, after, stay - _staying(after, snapshot))
     moving = [number for number, each in fate.items() if each is Fate.MOVE]
@@ -77,12 +83,23 @@ async def forecast(
     )
 
 
-def _imagined(memory: SharedMemory, snapshot: Snapshot) -> Work:
-    """The work of a worker whose turns and open flows nobody else sees."""
+def _imagined(memory: SharedMemory, snapshot: Snapshot, services: Services) -> Work:
+    """The work of a worker of whom nobody else sees anything."""
     # Compiled code cannot hand a part of an array to Python.
     work: Work = getattr(work_of, "py_func", work_of)(memory, 0, 0)
-    active = open_flows(memory).reshape(1, -1)
-    return work._replace(snapshot=snapshot, cursors=memory.cursors.copy(), active=active, rows=0)
+    imagined = work._replace(
+        snapshot=snapshot,
+        table=new_table(_MOST_HOMES, memory.table.secret),
+        cursors=memory.cursors.copy(),
+        active=open_flows(memory).reshape(1, -1),
+        full=memory.full.copy(),
+        table_counted=work.table_counted.copy(),
+        rows=0,
+    )
+    for part in services.parts:
+        if _pick(snapshot, part) in _BY_HOME:
+            copy_homes(work, part.id, _vips(part), imagined.table)
+    return imagined
 
 
 def _staying(services: Services, snapshot: Snapshot) -> set[int]:
@@ -209,7 +226,7 @@ class _View:
                 int(self.open_now[number]) for number in was if number not in fate and number not in stay
             ),
             exact=self._picks(self.then, Pick.HASH) or len(there) == 1,
-            by_open_flows=self.part is not None and not self._picks(self.then, *_BY_SLOTS, Pick.DESTINATION),
+            by_open_flows=self.part is not None and not self._picks(self.then, *_WITHOUT_FLOWS),
             elsewhere=self._elsewhere(),
             spread=tuple(
                 SpreadStatus(
@@ -261,7 +278,7 @@ def _picking(snapshot: Snapshot, part: Part) -> object:
 
 def _shares(work: Work, part: Part) -> dict[int, float]:
     """The share of new flows by backend id. The flows that this tries are open in `work` from then on."""
-    if _pick(work.snapshot, part) in _BY_SLOTS:
+    if _pick(work.snapshot, part) in _BY_SLOTS and not part.service.limits_flows:
         picked = slots_of(work.snapshot, part.id).astype(np.int64)
     else:
         by_vip = _pick(work.snapshot, part) == Pick.DESTINATION

@@ -9,6 +9,7 @@ import numpy as np
 
 from loaded_mp.compiled import note_machine_code, tell_of_late_compilation
 from loaded_mp.datapath.home import foresee
+from loaded_mp.datapath.locality import copy_homes
 from loaded_mp.datapath.loop import give_back, new_batch, serve
 from loaded_mp.flows.atomics import add, load
 from loaded_mp.flows.table import MAX_VALUE, Row, count, expire, forget, read, replace
@@ -62,6 +63,11 @@ def _steps(memory: SharedMemory) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "flow table", sweep
     yield "atomics", lambda: (add(memory.generation, 0, np.uint64(0)), load(memory.generation, 0))
     yield "explain", lambda: foresee(*question(memory, NOBODY, NOBODY, 0, 0))
-    nobody = np.zeros((0, 2), np.uint64)
-    yield "what if", lambda: new_flows(question(memory, NOBODY, NOBODY, 0, 0)[0], 0, nobody, nobody)
+
+    def what_if() -> None:
+        work, nobody = question(memory, NOBODY, NOBODY, 0, 0)[0], np.zeros((0, 2), np.uint64)
+        new_flows(work, 0, nobody, nobody)
+        copy_homes(work, 0, nobody, memory.table)
+
+    yield "what if", what_if
     yield "loop", loop

@@ -130,7 +130,7 @@ def test_the_share_of_new_flows_is_what_new_clients_then_see(
         if scheduler == "dh":  # one VIP has one backend
             assert each.share_then in (0, 1)
         assert abs(each.share_then - seen[each.address] / len(NEW_CLIENTS)) <= within
-    assert found.by_open_flows == (scheduler in ("lc", "wlc", "sed", "nq", "ovf", "twos"))
+    assert found.by_open_flows == (scheduler in ("lc", "wlc", "sed", "nq", "ovf", "twos", "lblc", "lblcr"))
 
 
 @pytest.mark.parametrize("scheduler", ["sh", "mh"])

@@ -20,7 +20,8 @@ demo: install
 test: PACKAGES += bind9 redis-server
 test: check
 	$(MAKE) --no-print-directory --output-sync -j2 unit-interpreted unit-compiled
-	$(BIN)/pytest tests -q --ignore=tests/unit -m 'not long'
+	$(BIN)/pytest tests -q --ignore=tests/unit -m 'not long and not alone' -n 2 --dist loadfile
+	$(BIN)/pytest tests -q --ignore=tests/unit -m 'not long and alone'
 
 test-long: install
 	$(BIN)/pytest tests -q -m long

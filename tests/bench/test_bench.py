@@ -10,6 +10,8 @@ from bench.page import FOLDER, ROOT, page, read, with_summary
 from bench.paths import dnat, loaded_mp, routing
 from bench.report import GOALS, ratio
 
+pytestmark = pytest.mark.alone
+
 #: Less than this share of the recorded ratio is a regression and no noise.
 _GROSS = 0.5
 

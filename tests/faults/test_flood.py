@@ -14,6 +14,8 @@ from loaded_mp.lab.daemon import Daemon
 from loaded_mp.lab.lab import VIP4, VIPS, Lab, Options
 from loaded_mp.lab.wait import wait_until
 
+pytestmark = pytest.mark.alone
+
 PINGS = 100
 OTHERS = 10
 #: On an idle machine with two cores 1 % and 6 ms, where a queue of 65,536 without shares: 88 % and 690 ms.

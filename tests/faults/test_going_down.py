@@ -10,6 +10,8 @@ from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
 
+pytestmark = pytest.mark.alone
+
 #: Between two answers to a client that connects anew all the time, on a busy machine.
 SERVED_MS = 1_000
 LISTEN = 'listen = ["tcp/80", "tcp/7000"]'

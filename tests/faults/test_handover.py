@@ -15,6 +15,8 @@ from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.talk import Clients, Talk
 from loaded_mp.lab.wait import wait_until
 
+pytestmark = pytest.mark.alone
+
 SOURCES = 100
 BIG_MIB = 1
 HAND_OVERS = 50

@@ -101,6 +101,19 @@ def _endpoint(value: Any) -> Endpoint:
 AddressField = Annotated[Address, _reader(ip_address, "an IPv4 or IPv6 address")]
 InterfaceField = Annotated[Interface, _reader(ip_interface, "an address, with or without a prefix length")]
 EndpointField = Annotated[Endpoint, PlainValidator(_endpoint), PlainSerializer(str, return_type=str)]
+
+
+def addresses_of(vip: Interface) -> Network:
+    """The addresses that a VIP stands for: one, or the whole network where it has no host bits."""
+    alone = vip.ip != vip.network.network_address
+    return ip_network(vip.ip) if alone else vip.network
+
+
+def vip_name(vip: Interface) -> str:
+    """A VIP for people, as in `192.0.2.10` or `192.0.2.0/28`."""
+    return str(addresses_of(vip) if addresses_of(vip).num_addresses > 1 else vip.ip)
+
+
 BroadcastField = Annotated[IPv4Address, _reader(IPv4Address, "an IPv4 address")]
 NetworkField = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
 

@@ -12,11 +12,19 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from loaded_mp.config.model import OPEN, Config
-from loaded_mp.fields import Address, Endpoint, Interface, Listener, Network
+from loaded_mp.fields import Address, Endpoint, Interface, Listener, Network, addresses_of
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Chain, Side
 from loaded_mp.memory.marks import REJECTED
-from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
+from loaded_mp.network.changes import (
+    AddAddress,
+    AddChain,
+    AddLocalRoute,
+    AddRoute,
+    Change,
+    SetLinkUp,
+    SetSysctl,
+)
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Host
 from loaded_mp.network.rules import LONGEST_PACKET, NO_REDIRECTS, hairpin, masquerade, queue_target, rejected
@@ -68,6 +76,7 @@ def plan(services: Services, host: Host) -> Plan:
         *_routes(services, host, addresses),
         *(chain for family in services.families for chain in _chains(services, host, family)),
         *(address for address in addresses if address.vip),
+        *_local_routes(config, host),
     ]
     return Plan(tuple(changes), tuple(_notes(services, host)))
 
@@ -136,7 +145,7 @@ def _addresses(config: Config, host: Host) -> list[AddAddress]:
                 )
             )
         for service in config.services:
-            for vip in service.vips:
+            for vip in (each for each in service.vips if addresses_of(each).num_addresses == 1):
                 wanted.append(
                     AddAddress(
                         link=network.public_interface,
@@ -149,6 +158,26 @@ def _addresses(config: Config, host: Host) -> list[AddAddress]:
     return [
         change for change in wanted if change.address.ip not in present and first[change.address.ip] is change
     ]
+
+
+def _local_routes(config: Config, host: Host) -> list[AddLocalRoute]:
+    """For networks as VIPs, whose addresses are put on no interface."""
+    link = config.network.public_interface
+    return [
+        AddLocalRoute(link=link, network=network, why=f"VIPs of the service {name}")
+        for network, name in _vip_networks(config).items()
+        if link and network not in host.local
+    ]
+
+
+def _vip_networks(config: Config) -> dict[Network, str]:
+    """Networks as VIPs, each with the name of a service."""
+    found: dict[Network, str] = {}
+    for service in config.services:
+        for network in map(addresses_of, service.vips):
+            if network.num_addresses > 1:
+                found.setdefault(network, service.name)
+    return found
 
 
 def _routes(services: Services, host: Host, added: Sequence[AddAddress]) -> list[AddRoute]:
@@ -314,12 +343,13 @@ def _side(services: Services, host: Host, family: Family, forwarding: str) -> Si
     )
 
 
-def _vips(parts: Sequence[Part]) -> dict[Address, tuple[Listener, ...]]:
+def _vips(parts: Sequence[Part]) -> dict[Address | Network, tuple[Listener, ...]]:
     """What is answered on each VIP, over all services on it; empty: everything."""
-    found: dict[Address, tuple[Listener, ...]] = {}
+    found: dict[Address | Network, tuple[Listener, ...]] = {}
     everything = set()
     for part in parts:
-        for vip in part.vips.values():
+        mine = (addresses_of(each) for each in part.service.vips if each.version == part.family)
+        for vip in (each if each.num_addresses > 1 else each.network_address for each in mine):
             found[vip] = tuple(dict.fromkeys((*found.get(vip, ()), *part.service.listen)))
             if not part.service.listen:
                 everything.add(vip)
@@ -352,14 +382,16 @@ def _notes(services: Services, host: Host) -> list[str]:
     ):
         notes.append(f"network.broadcast: {network.broadcast} is in the network of no private address")
     for family in services.families:
-        vips = {vip.ip for service in config.services for vip in service.vips}
+        vips = [addresses_of(vip) for service in config.services for vip in service.vips]
         own = [address.ip for link, address in host.addresses if link == network.public_interface]
         own += [address.ip for address in network.public_addresses]
         if (
             network.masquerade
             and network.public_interface
             and not any(
-                address.version == family and address not in vips and not address.is_link_local
+                address.version == family
+                and not any(address in vip for vip in vips)
+                and not address.is_link_local
                 for address in own
             )
         ):
@@ -367,4 +399,7 @@ def _notes(services: Services, host: Host) -> list[str]:
                 f"{network.public_interface} has only VIPs as IPv{family} addresses: of what backends start"
                 " themselves only queries to network.name_servers get an answer; see network.public_addresses"
             )
+    for mine in _vip_networks(config):
+        found = "neighbours find them" if mine.version == 4 else "no neighbour finds them"
+        notes.append(f"VIP {mine} is {mine.num_addresses:,} VIPs: {found}; have it routed to this host")
     return notes + [f"service {each.name}: {OPEN}" for each in config.services if not each.listen]

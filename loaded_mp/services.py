@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from loaded_mp.config.model import Backend, Config, Service
-from loaded_mp.fields import Address, Endpoint
+from loaded_mp.fields import Address, Endpoint, addresses_of
 from loaded_mp.memory.snapshot import (
     MAX_BACKENDS,
     MAX_LISTENERS,
@@ -192,11 +192,15 @@ class Ids:
         A family in which a service has no VIP is left out. A service that was in `before` under another name
         keeps its numbers.
         """
+        number = sum(addresses_of(vip).num_addresses for service in config.services for vip in service.vips)
+        if number > MAX_VIPS:
+            advice = "use smaller networks as VIPs, or several balancers"
+            raise TooLargeError("VIPs, each address of a network counts", number, MAX_VIPS, advice)
         families = [
             (service, family, vips, [each for each in service.backends if each.address.version == family])
             for service in config.services
             for family in _FAMILIES
-            if (vips := list(dict.fromkeys(vip.ip for vip in service.vips if vip.version == family)))
+            if (vips := _vips(service, family))
         ]
         self.services.require_room((service.name, family) for service, family, _, _ in families)
         self.vips.require_room((service.name, vip) for service, _, vips, _ in families for vip in vips)
@@ -232,7 +236,7 @@ class Ids:
         """What has the same VIPs and listeners as a service that is gone is that service."""
 
         def place(service: Service) -> Hashable:
-            return frozenset(vip.ip for vip in service.vips), frozenset(service.listen)
+            return frozenset(map(addresses_of, service.vips)), frozenset(service.listen)
 
         old, new = ({service.name for service in each.services} for each in (before, after))
         gone = {place(service): service.name for service in before.services if service.name not in new}
@@ -251,6 +255,11 @@ class Ids:
 
 
 _FAMILIES: tuple[Family, ...] = (4, 6)
+
+
+def _vips(service: Service, family: Family) -> list[Address]:
+    mine = (addresses_of(vip) for vip in service.vips if vip.version == family)
+    return list(dict.fromkeys(address for network in mine for address in network))
 
 
 def _hash(key: VipKey) -> int:

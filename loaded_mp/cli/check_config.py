@@ -6,6 +6,7 @@ import click
 
 from loaded_mp.cli.options import configuration_options
 from loaded_mp.config.model import OPEN, Config
+from loaded_mp.fields import vip_name
 
 
 @click.command("check-config")
@@ -14,7 +15,7 @@ def command(load: Callable[[], Config]) -> None:
     """Check a configuration and say what it means; all mistakes at once, exit status 2."""
     config = load()
     for service in config.services:
-        vips = ", ".join(str(vip.ip) for vip in service.vips)
+        vips = ", ".join(map(vip_name, service.vips))
         answers = ", ".join(map(str, service.listen)) or "everything"
         click.echo(f"service {service.name}: {vips}; {answers}; {service.scheduler}")
         if not service.listen:

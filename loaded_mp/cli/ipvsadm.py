@@ -5,7 +5,7 @@ each of its VIPs and listeners.
 """
 
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_network
 
 from loaded_mp.fields import Endpoint, Listener
 from loaded_mp.status import BackendStatus, ServiceStatus, Status
@@ -27,7 +27,7 @@ def ipvsadm(now: Status) -> Iterator[str]:
 
 
 def _virtual(service: ServiceStatus, vip: str, rates: bool) -> Iterator[str]:
-    family = ip_address(vip).version
+    family = ip_network(vip).version
     backends = [
         (endpoint, each)
         for each in service.backends

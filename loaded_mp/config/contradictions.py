@@ -12,7 +12,17 @@ from typing import Any, TypeVar
 
 from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import PortCheck
-from loaded_mp.fields import LAST_PORT, Address, Endpoint, Interface, Listener, Ports, port_range
+from loaded_mp.fields import (
+    LAST_PORT,
+    Address,
+    Endpoint,
+    Interface,
+    Listener,
+    Ports,
+    addresses_of,
+    port_range,
+)
+from loaded_mp.memory.snapshot import MAX_VIPS
 
 Contradiction = tuple[tuple[str | int, ...], str]
 T = TypeVar("T")
@@ -49,14 +59,17 @@ def contradictions(data: dict[str, Any]) -> Iterator[Contradiction]:
         names.add(service.name)
         yield from _within(service)
         for row, vip in service.vips.items():
-            if vip.ip in backends:
-                yield (*here, "vips", row), f"{vip.ip} is a backend too, expected an address of its own"
-            for other in answering.get(vip.ip, ()):
+            mine = _addresses(vip)
+            if taken := next((each for each in mine if each in backends), None):
+                yield (*here, "vips", row), f"{taken} is a backend too, expected an address of its own"
+            others = {id(each): (each, vip) for vip in mine for each in answering.get(vip, ())}
+            for other, address in others.values():
                 if other is not service and _overlap(service.listen, other.listen):
-                    text = f"{vip.ip} is answered by service {other.name!r} already, expected other ports"
+                    text = f"{address} is answered by service {other.name!r} already, expected other ports"
                     yield (*here, "vips", row), text
                     break
-            answering.setdefault(vip.ip, []).append(service)
+            for address in mine:
+                answering.setdefault(address, []).append(service)
 
 
 def _read(read: Callable[[Any], T], value: object) -> T | None:
@@ -132,6 +145,12 @@ def _numbers(data: dict[str, Any]) -> Iterator[Contradiction]:
         yield ("first_queue",), "queue numbers end at 65535: expected fewer workers or a lower first queue"
 
 
+def _addresses(vip: Interface) -> list[Address]:
+    """Those that a VIP stands for; none if they are too many, which is said of the value itself."""
+    mine = addresses_of(vip)
+    return list(mine) if mine.num_addresses <= MAX_VIPS else []
+
+
 def _odd(address: Address) -> str:
     """Why an address cannot be a VIP or a backend, or nothing."""
     for name in ("multicast", "unspecified", "loopback"):
@@ -156,9 +175,10 @@ def _within(service: _Service) -> Iterator[Contradiction]:
             yield place, text
         if service.whole and vip.version not in served and not service.discovers:
             yield place, f"no backend has an IPv{vip.version} address, expected one for {vip.ip}"
-        if vip.ip in seen:
-            yield place, f"found {vip.ip} twice, expected it once"
-        seen.add(vip.ip)
+        mine = _addresses(vip)
+        if twice := next((each for each in mine if each in seen), None):
+            yield place, f"found {twice} twice, expected it once"
+        seen.update(mine)
     for row, backend in service.backends.items():
         place = (*here, "backends", row, "address")
         if text := _odd(backend.ip):

@@ -26,6 +26,7 @@ from loaded_mp.fields import (
     EndpointField,
     HostAndPort,
     IdleSeconds,
+    Interface,
     InterfaceField,
     InterfaceName,
     Listener,
@@ -35,11 +36,12 @@ from loaded_mp.fields import (
     Seconds,
     Settings,
     Weight,
+    addresses_of,
     one_of,
     port_range,
 )
 from loaded_mp.forwarding import FORWARDINGS
-from loaded_mp.memory.snapshot import MAX_WORKERS, Affinity
+from loaded_mp.memory.snapshot import MAX_VIPS, MAX_WORKERS, Affinity
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import MAX_ROUND
 
@@ -67,6 +69,16 @@ def _is_scheduler(name: str) -> str:
 
 #: A scheduler's name, or a Python file of the operator's.
 SchedulerName = Annotated[str, AfterValidator(_is_scheduler)]
+
+
+def _bounded(vip: Interface) -> Interface:
+    if (number := addresses_of(vip).num_addresses) > MAX_VIPS:
+        raise ValueError(f"a network of {number:,} addresses, expected at most {MAX_VIPS:,}")
+    return vip
+
+
+#: Without a prefix length it is 32 or 128. Without host bits it is a network: each of its addresses is a VIP.
+VipField = Annotated[InterfaceField, AfterValidator(_bounded)]
 
 AFFINITIES = tuple(each.name.lower() for each in Affinity)
 
@@ -185,7 +197,7 @@ class Service(Settings):
     """VIPs, what is answered on them, and the backends that answer."""
 
     name: str = Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_.-]+$")
-    vips: tuple[InterfaceField, ...] = Field(min_length=1)  #: without a prefix length it is 32 or 128
+    vips: tuple[VipField, ...] = Field(min_length=1)  #: addresses, and networks of them
     listen: tuple[Listener, ...] = ()  #: empty: every protocol and port
     scheduler: SchedulerName = "wrr"
     scheduler_interval_s: Seconds = 1.0  #: a Python file is asked so often, and when backends have changed

@@ -10,7 +10,7 @@ from loaded_mp.checks.check import Finding, LocalError, SilentError
 from loaded_mp.checks.runner import Target
 from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.discovery.echo import Heard, Question, hear, questions
-from loaded_mp.discovery.found import Absences, belongs, candidates, members, networks, some
+from loaded_mp.discovery.found import Absences, belongs, candidates, is_vip, members, networks, some
 from loaded_mp.fields import Address, Endpoint, Interface
 from loaded_mp.log import event
 from loaded_mp.network.errors import NetworkError
@@ -101,10 +101,12 @@ class Finder:
         assert service.discovery
         config = self.config()
         interface = config.network.private_interface or ""
-        vips = {vip.ip for each in config.services for vip in each.vips}
         where = networks(service, config)
         asked = questions(
-            interface, [each for each in addresses if each[1].ip not in vips], where, config.network.broadcast
+            interface,
+            [each for each in addresses if not is_vip(each[1].ip, config)],
+            where,
+            config.network.broadcast,
         )
         sources = {question.source.version for question in asked}
         without = ", ".join(str(network) for network in where if network.version not in sources)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 
 from loaded_mp.config.model import Config, Service
-from loaded_mp.fields import Address, Network
+from loaded_mp.fields import Address, Network, addresses_of
 
 
 def networks(service: Service, config: Config) -> tuple[Network, ...]:
@@ -35,8 +35,16 @@ def candidates(
 ) -> list[Address]:
     """Those that answered, may join and have not done so; none of them is an address of this machine."""
     taken = own | {backend.address.ip for backend in service.backends}
-    taken |= {vip.ip for each in config.services for vip in each.vips}
-    return [each for each in answered if each not in taken and belongs(each, service, config)]
+    return [
+        each
+        for each in answered
+        if each not in taken and not is_vip(each, config) and belongs(each, service, config)
+    ]
+
+
+def is_vip(address: Address, config: Config) -> bool:
+    """Whether an address is a VIP of some service."""
+    return any(address in addresses_of(vip) for each in config.services for vip in each.vips)
 
 
 def some(of: list[Address], most: int) -> list[Address]:

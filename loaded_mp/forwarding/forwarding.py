@@ -25,7 +25,7 @@ class Side:
     """What the rules of one family speak of, for the services that are forwarded in one way."""
 
     family: Family
-    vips: Mapping[Address, tuple[Listener, ...]]  #: what is answered on each; empty: everything
+    vips: Mapping[Address | Network, tuple[Listener, ...]]  #: what is answered on each; empty: everything
     backends: Mapping[int, Endpoint]  #: by backend id
     listens: Mapping[
         int, tuple[Listener, ...]

@@ -13,7 +13,7 @@ fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-from loaded_mp.fields import Address, Endpoint
+from loaded_mp.fields import Address, Endpoint, Network
 from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side, unmarked
 from loaded_mp.memory.marks import MISPLACED, VIP, VIP_MASK, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
@@ -97,7 +97,7 @@ def _for_vips(side: Side) -> Iterator[str]:
         yield from (words(f"-d {vip}", match, side.queue) for match in matches)
 
 
-def _untracked(side: Side, vip: Address) -> Iterator[str]:
+def _untracked(side: Side, vip: Address | Network) -> Iterator[str]:
     """Requests that this host answers with an error instead of forwarding them.
 
     If such a request begins a connection, its error belongs to a connection that is not confirmed, and the

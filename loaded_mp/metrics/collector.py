@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from ipaddress import ip_address
+from ipaddress import ip_network
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -70,7 +70,7 @@ def _serving(status: Status) -> Metric:
         labels=("service", "family"),
     )
     for service in status.services:
-        families = {ip_address(vip).version for vip in service.vips}
+        families = {ip_network(vip).version for vip in service.vips}
         for family in sorted(families):
             weights = [
                 each.up and each.effective_weight

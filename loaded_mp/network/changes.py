@@ -123,6 +123,25 @@ class AddRoute(_Change):
         return replace(host, routes=tuple(each for each in host.routes if each != self.network))
 
 
+class AddLocalRoute(_Change):
+    """A network whose addresses are all this host's own, although none is on an interface."""
+
+    kind: Literal["local"] = "local"
+    link: str
+    network: Network
+
+    @property
+    def command(self) -> str:
+        return f"ip route add local {self.network} dev {self.link}"
+
+    @property
+    def thing(self) -> str:
+        return f"local route {self.network} on {self.link}"
+
+    def before(self, host: Host) -> Host:
+        return replace(host, local=tuple(each for each in host.local if each != self.network))
+
+
 class SetSysctl(_Change):
     """A setting below /proc/sys, with what is to be written back."""
 
@@ -192,4 +211,6 @@ class AddChain(_Change):
         return f"{self.name} in {self.tool} {self.table}"
 
 
-Change = Annotated[SetLinkUp | AddAddress | AddRoute | SetSysctl | AddChain, Field(discriminator="kind")]
+Change = Annotated[
+    SetLinkUp | AddAddress | AddRoute | AddLocalRoute | SetSysctl | AddChain, Field(discriminator="kind")
+]

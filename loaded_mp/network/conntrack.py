@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
@@ -44,12 +45,12 @@ class Connection:
         """IANA number."""
         return int(self.original.proto)
 
-    @property
+    @cached_property
     def destination(self) -> Endpoint:
         """Whom the client speaks to."""
         return Endpoint(ip_address(self.original.daddr), self.original.dport)
 
-    @property
+    @cached_property
     def backend(self) -> Endpoint:
         """Who answers."""
         return Endpoint(ip_address(self.reply.saddr), self.reply.sport)

@@ -25,3 +25,6 @@ class Host:
     routes: tuple[Network, ...]  #: besides those that addresses bring
     sysctls: Mapping[str, str]  #: path below /proc/sys: value
     iptables: str = ""  #: the variant that is forced: nft or legacy
+    local: tuple[
+        Network, ...
+    ] = ()  #: networks that are this machine's own, besides those that addresses bring

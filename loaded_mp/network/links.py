@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_interface, ip_network
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from loaded_mp.fields import Interface, Network
-from loaded_mp.network.changes import AddAddress, AddRoute, SetLinkUp
+from loaded_mp.network.changes import AddAddress, AddLocalRoute, AddRoute, SetLinkUp
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Link
 
@@ -23,21 +23,28 @@ Result = TypeVar("Result")
 _IFF_UP = 0x1
 _IFF_LOWER_UP = 0x10000
 _IFA_F_NODAD = 0x02
-_RT_TABLE_MAIN = 254
+_RT_TABLE_MAIN, _RT_TABLE_LOCAL = 254, 255
 _RTPROT_KERNEL = 2
 _RTPROT_BOOT = 3
-_RT_SCOPE_LINK = 253
-_RTN_UNICAST = 1
+_RT_SCOPE_LINK, _RT_SCOPE_HOST = 253, 254
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
 _FOREVER = 0xFFFFFFFF
 
 #: What the kernel says where there is nothing to take back any more.
 _GONE = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
 
 
-def read_links(
-    with_routes: bool = True,
-) -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tuple[Network, ...]]:
-    """Interfaces, their addresses, and the networks of the main table that addresses do not bring.
+class Links(NamedTuple):
+    """Interfaces and what is on them."""
+
+    links: dict[str, Link]
+    addresses: tuple[tuple[str, Interface], ...]
+    routes: tuple[Network, ...]  #: networks of the main table that addresses do not bring
+    local: tuple[Network, ...]  #: and of the local one
+
+
+def read_links(with_routes: bool = True) -> Links:
+    """Interfaces, their addresses, and the routes that addresses do not bring.
 
     A router may have a million routes; whoever needs none does without. Raises NetworkError if the kernel
     does not say.
@@ -84,17 +91,17 @@ def delete_address(change: AddAddress) -> None:
     _take_back(change, delete)
 
 
-def add_route(change: AddRoute) -> None:
-    """Add a route over an interface."""
+def add_route(change: AddRoute | AddLocalRoute) -> None:
+    """Add a route over an interface, or to this machine itself."""
     _make(change, lambda ip, index: ip.route("add", oif=index, **_route(change)))
 
 
-def delete_route(change: AddRoute) -> None:
+def delete_route(change: AddRoute | AddLocalRoute) -> None:
     """Delete it."""
     _take_back(change, lambda ip, index: ip.route("del", oif=index, **_route(change)))
 
 
-_LinkChange = SetLinkUp | AddAddress | AddRoute
+_LinkChange = SetLinkUp | AddAddress | AddRoute | AddLocalRoute
 
 
 def _make(change: _LinkChange, work: Callable[[Any, int], object]) -> None:
@@ -127,9 +134,7 @@ def _ask(work: Callable[[Any], Result]) -> Result:
         return pool.submit(with_socket).result()
 
 
-def _read(
-    ip: Any, with_routes: bool
-) -> tuple[dict[str, Link], tuple[tuple[str, Interface], ...], tuple[Network, ...]]:
+def _read(ip: Any, with_routes: bool) -> Links:
     names = {}
     links = {}
     for link in ip.get_links():
@@ -150,12 +155,15 @@ def _read(
         for each in ip.get_addr()
         if each["index"] in names
     )
-    routes = tuple(
-        ip_network(f"{each.get_attr('RTA_DST')}/{each['dst_len']}")
-        for each in (ip.get_routes(table=_RT_TABLE_MAIN) if with_routes else ())
-        if each["type"] == _RTN_UNICAST and each["proto"] != _RTPROT_KERNEL and each.get_attr("RTA_DST")
+    routes, local = (
+        tuple(
+            ip_network(f"{each.get_attr('RTA_DST')}/{each['dst_len']}")
+            for each in (ip.get_routes(table=table) if with_routes else ())
+            if each["type"] == kind and each["proto"] != _RTPROT_KERNEL and each.get_attr("RTA_DST")
+        )
+        for table, kind in ((_RT_TABLE_MAIN, _RTN_UNICAST), (_RT_TABLE_LOCAL, _RTN_LOCAL))
     )
-    return links, addresses, routes
+    return Links(links, addresses, routes, local)
 
 
 def _index(ip: Any, name: str) -> int:
@@ -173,9 +181,13 @@ def _address(change: AddAddress) -> dict[str, Any]:
     }
 
 
-def _route(change: AddRoute) -> dict[str, Any]:
-    scope = {"scope": _RT_SCOPE_LINK} if change.network.version == 4 else {}
-    return {"dst": str(change.network), "proto": _RTPROT_BOOT, **scope}
+def _route(change: AddRoute | AddLocalRoute) -> dict[str, Any]:
+    route: dict[str, Any] = {"dst": str(change.network), "proto": _RTPROT_BOOT}
+    scope = _RT_SCOPE_LINK
+    if isinstance(change, AddLocalRoute):
+        route |= {"type": "local", "table": _RT_TABLE_LOCAL}
+        scope = _RT_SCOPE_HOST
+    return route | ({"scope": scope} if change.network.version == 4 else {})
 
 
 def _routes_of_others(ip: Any, index: int) -> list[dict[str, Any]]:

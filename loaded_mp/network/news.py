@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from loaded_mp.network import sysctls
-from loaded_mp.network.changes import AddChain, AddRoute, Change, SetSysctl
+from loaded_mp.network.changes import AddChain, AddLocalRoute, AddRoute, Change, SetSysctl
 
 #: linux/rtnetlink.h: links, addresses of both families, and what is told of net/*/conf (forwarding).
 _ROUTE_GROUPS = 1 << 0 | 1 << 4 | 1 << 8 | 1 << 23 | 1 << 24
@@ -61,7 +61,7 @@ class News:
 
     def clear(self, wanted: Sequence[Change]) -> None:
         """Throw away what has been told so far; from now on listen to what matters for `wanted`."""
-        routes = any(isinstance(each, AddRoute) for each in wanted)
+        routes = any(isinstance(each, AddRoute | AddLocalRoute) for each in wanted)
         for group in _ROUTES:
             self.sockets[0].setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP if routes else _DROP_MEMBERSHIP, group)
         for news in self.sockets:

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from loaded_mp.network import iptables, links, sysctls
-from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
+from loaded_mp.network.changes import (
+    AddAddress,
+    AddChain,
+    AddLocalRoute,
+    AddRoute,
+    Change,
+    SetLinkUp,
+    SetSysctl,
+)
 from loaded_mp.network.host import Link
 
 
@@ -27,8 +35,8 @@ class Presence:
 
     def look(self, wanted: Sequence[Change]) -> Look:
         """Which of the changes still hold. Takes tens of milliseconds. Raises NetworkError."""
-        found, addresses, routes = links.read_links(
-            with_routes=any(isinstance(each, AddRoute) for each in wanted)
+        found, addresses, routes, local = links.read_links(
+            with_routes=any(isinstance(each, AddRoute | AddLocalRoute) for each in wanted)
         )
         away = _away(wanted, found)
         lost: dict[Change, str] = {}
@@ -52,6 +60,8 @@ class Presence:
                     holds = (each.link, each.address) in addresses
                 case AddRoute():
                     holds = each.network in routes
+                case AddLocalRoute():
+                    holds = each.network in local
                 case _:
                     assert_never(each)
             if not holds:
@@ -86,5 +96,7 @@ class Presence:
 
 def _away(wanted: Sequence[Change], found: Mapping[str, Link]) -> frozenset[str]:
     raised = {each.link for each in wanted if isinstance(each, SetLinkUp)}
-    needed = raised | {each.link for each in wanted if isinstance(each, AddAddress | AddRoute)}
+    needed = raised | {
+        each.link for each in wanted if isinstance(each, AddAddress | AddRoute | AddLocalRoute)
+    }
     return frozenset(name for name in needed if name not in found or not (found[name].up or name in raised))

@@ -48,7 +48,7 @@ def masquerade(networks: tuple[Network, ...]) -> Iterator[str]:
     yield from (f"-s {network} -j MASQUERADE" for network in networks)
 
 
-def hairpin(networks: Iterable[Network], vips: Iterable[Address]) -> Iterator[str]:
+def hairpin(networks: Iterable[Network], vips: Iterable[Address | Network]) -> Iterator[str]:
     """A client that its backend would answer directly is given this host's address.
 
     It is in one of `networks`, where backends are this host's neighbours. This host speaks to VIPs from them.

@@ -16,6 +16,7 @@ _KINDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
     "link": (links.set_up, links.set_down),
     "address": (links.add_address, links.delete_address),
     "route": (links.add_route, links.delete_route),
+    "local": (links.add_route, links.delete_route),
     "sysctl": (sysctls.apply, sysctls.undo),
     "chain": (iptables.apply, iptables.undo),
 }
@@ -24,8 +25,8 @@ _KINDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
 def read_host() -> Host:
     """This machine as it was before earlier changes of ours. Needs no privileges. Raises NetworkError."""
     record = read_record()
-    found, addresses, routes = links.read_links()
-    host = Host(found, addresses, routes, sysctls.read_sysctls(), iptables.variant())
+    found, addresses, routes, local = links.read_links()
+    host = Host(found, addresses, routes, sysctls.read_sysctls(), iptables.variant(), local)
     for each in record.changes if record else ():
         host = each.before(host)
     return host

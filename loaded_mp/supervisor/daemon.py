@@ -443,4 +443,4 @@ class Daemon:
 
 async def _own_addresses() -> Sequence[tuple[str, Interface]]:
     """Of this machine, with their interfaces. Raises NetworkError."""
-    return (await aside(lambda: read_links(with_routes=False)))[1]
+    return (await aside(lambda: read_links(with_routes=False))).addresses

@@ -6,7 +6,7 @@ from typing import Self
 
 from loaded_mp.config.contradictions import contradictions, misfits
 from loaded_mp.config.model import Backend, Config, Service
-from loaded_mp.fields import Endpoint
+from loaded_mp.fields import Endpoint, addresses_of
 from loaded_mp.services import BackendKey
 
 
@@ -26,14 +26,16 @@ class Overlay:
 
         What does not fit it any more is passed over: the configuration wins.
         """
-        vips = {vip.ip for service in config.services for vip in service.vips}
+        vips = [addresses_of(vip) for service in config.services for vip in service.vips]
         services = []
         for service in config.services:
             stay = [each for each in service.backends if (service.name, each.address) not in self.removed]
             added = [
                 backend
                 for (name, endpoint), backend in self.added.items()
-                if name == service.name and endpoint.ip not in vips and endpoint.version in _families(service)
+                if name == service.name
+                and not any(endpoint.ip in vip for vip in vips)
+                and endpoint.version in _families(service)
             ]
             new = ((each, each.address) for each in (*stay, *added))
             unfit = [backend for backend, _ in misfits(service.listen, new)]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import loaded_mp
+from loaded_mp.fields import vip_name
 from loaded_mp.forwarding.forwarding import Counted
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter, WorkerCounter
 from loaded_mp.memory.shared import SharedMemory, memory_bytes
@@ -94,7 +95,7 @@ class Report:
         service = parts[0].service
         return ServiceStatus(
             name=service.name,
-            vips=tuple(str(vip.ip) for vip in service.vips),
+            vips=tuple(map(vip_name, service.vips)),
             listen=tuple(str(listener) for listener in service.listen),
             scheduler=service.scheduler,
             scheduler_fault=next(

@@ -182,3 +182,20 @@ def test_a_check_has_a_port(listen: list[str], check: dict[str, Any], lacks: boo
     for checks in (check, [check]):
         mistakes = found(service(listen=listen, checks=checks))
         assert [text.partition(",")[0] for _, text in mistakes] == ["missing"] * lacks
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (["192.0.2.0/28"], ["192.0.2.16/28"], ""),
+        (["192.0.2.0/28"], ["192.0.2.15"], "192.0.2.15 is answered by service 'a' already"),
+        (["192.0.2.15"], ["192.0.2.0/28"], "192.0.2.15 is answered by service 'a' already"),
+        (["192.0.2.1/28"], ["192.0.2.2/28"], ""),
+        (["192.0.2.0/28", "192.0.2.3"], ["192.0.2.16"], "found 192.0.2.3 twice"),
+        (["10.0.0.0/30"], ["192.0.2.1"], "10.0.0.1 is a backend too"),
+        (["192.0.0.0/16"], ["192.0.2.1"], "found '192.0.0.0/16', a network of 65,536 addresses"),
+    ],
+)
+def test_networks_as_vips(one: list[str], other: list[str], expected: str) -> None:
+    texts = [text for _, text in found(service("a", one), service("b", other, ["10.0.0.9"]))]
+    assert [text[: len(expected)] for text in texts] == [expected] * bool(expected)

@@ -1,5 +1,6 @@
 """What a service answers: how it is written, which rules bring it, and which packets are its own."""
 
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 from world import BACKENDS, CLIENT, VIP, World
 
+from loaded_mp.config.model import Config
 from loaded_mp.fields import Listener
 from loaded_mp.network.rules import limits
 from loaded_mp.packet.reasons import Reason
+from loaded_mp.services import Ids, TooLargeError
 
 both = pytest.mark.parametrize("version", [4, 6])
 GRE = 47
@@ -73,3 +76,31 @@ def test_a_protocol_by_its_number_has_a_service_of_its_own(version: int) -> None
 )
 def test_rules_of_listeners(listen: list[str], family: Any, matches: list[str]) -> None:
     assert limits(tuple(map(Listener.model_validate, listen)), family, "dport") == matches
+
+
+@both
+def test_each_address_of_a_network_is_a_vip(version: int) -> None:
+    network = {4: "192.0.2.16/28", 6: "2001:db8::10/124"}[version]
+    first, second = BACKENDS[version][:2]
+    vips = [str(each) for each in ip_network(network)]
+    world = World(
+        service("web", [network], {first: 1}, listen=["tcp/80"]),
+        service("mail", [vips[3]], {second: 1}, listen=["tcp/25"]),
+    )
+    assert len(world.parts[0].vips) == 16
+    layer = IP if version == 4 else IPv6
+    client = CLIENT[version]
+    for number, vip in enumerate(vips):
+        request = layer(src=client, dst=vip) / TCP(sport=1_000 + number, dport=80)
+        assert world.backend_of(request) == first
+    for number, vip in reversed(list(enumerate(vips))):
+        _, data = world.reply(layer(src=first, dst=client) / TCP(sport=80, dport=1_000 + number))
+        assert layer(data).src == vip
+    assert world.backend_of(layer(src=client, dst=vips[3]) / TCP(dport=25)) == second
+    assert world.request(layer(src=client, dst=vips[4]) / TCP(dport=25))[0] == Reason.NO_SERVICE
+
+
+def test_networks_that_are_too_large_together_are_said_to_be() -> None:
+    services = [service(f"s{n}", [f"10.{n}.0.0/20"], {"192.0.2.1": 1}) for n in range(2)]
+    with pytest.raises(TooLargeError, match="needs 8,192 VIPs, each address of a network counts"):
+        Ids().expand(Config(services=services))

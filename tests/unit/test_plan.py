@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
 
 from loaded_mp.config.model import Backend, Config
-from loaded_mp.network.changes import AddAddress, AddChain, SetSysctl
+from loaded_mp.network.changes import AddAddress, AddChain, AddLocalRoute, SetSysctl
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Host, Link
 from loaded_mp.plan import Plan
@@ -609,3 +610,30 @@ def test_the_kernel_translates_to_the_ports_of_backends(listen: list[str], expec
         *expected,
         "-m mark --mark 0x4c4d0008 -j DNAT --to-destination 10.0.0.1",
     ]
+
+
+def test_a_network_as_vip_is_one_match_and_a_local_route() -> None:
+    service = {"vips": ["192.0.2.16/28", "192.0.2.1/24", "2001:db8::10:0/120"], "listen": ["tcp/80"]}
+    found = plan(config(service), host(), 0, 1)
+    queue = "-j NFQUEUE --queue-num 0"
+    assert [rule for rule in rules(found, 4, "LOADED-OUTPUT") if "tcp" in rule] == [
+        f"-d 192.0.2.16/28 -p tcp --dport 80 {queue}",
+        f"-d 192.0.2.1 -p tcp --dport 80 {queue}",
+    ]
+    assert f"-d 2001:db8::10:0/120 -p tcp --dport 80 {queue}" in rules(found, 6, "LOADED-OUTPUT")
+    last = [command for command in commands(found) if " local " in command]
+    assert last == [
+        "ip route add local 192.0.2.16/28 dev eth0",
+        "ip route add local 2001:db8::10:0/120 dev eth0",
+    ]
+    assert commands(found)[-2:] == last
+    assert "VIP 192.0.2.16/28 is 16 VIPs: neighbours find them; have it routed to this host" in found.notes
+    assert "VIP 2001:db8::10:0/120 is 256 VIPs: no neighbour finds them; have it routed to this host" in (
+        found.notes
+    )
+    there = replace(host(), local=(ip_network("192.0.2.16/28"),))
+    assert len([each for each in commands(plan(config(service), there, 0, 1)) if " local " in each]) == 1
+    (route, _) = (each for each in found.changes if isinstance(each, AddLocalRoute))
+    assert route.before(there).local == ()
+    nowhere = plan(config(service, public_interface=None), host(), 0, 1)
+    assert not any(isinstance(each, AddLocalRoute) for each in nowhere.changes)

@@ -7,6 +7,7 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
+from loaded_mp.fields import Network
 from loaded_mp.network import iptables, links, setup, sysctls
 from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
 from loaded_mp.network.errors import NetworkError
@@ -37,6 +38,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.links = {"public": UP, "private": UP}
         self.addresses = [("public", VIP.address), ("private", GATEWAY.address)]
+        self.local: list[Network] = []
         self.routes = [ROUTE.network]
         self.settings = {FORWARD.path: "1", REDIRECTS.path: "0"}
         self.rules = [
@@ -46,7 +48,11 @@ class Machine:
             "-A LOADED-PREROUTING -j RETURN",
         ]
         monkeypatch.setattr(
-            links, "read_links", lambda with_routes: (self.links, tuple(self.addresses), tuple(self.routes))
+            links,
+            "read_links",
+            lambda with_routes: links.Links(
+                self.links, tuple(self.addresses), tuple(self.routes), tuple(self.local)
+            ),
         )
         monkeypatch.setattr(sysctls, "read", lambda path: self.settings.get(path, ""))
         monkeypatch.setattr(iptables, "rules", lambda tool, table: self.rules)

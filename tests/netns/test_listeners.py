@@ -1,0 +1,107 @@
+"""What is balanced beside TCP and UDP: real packets of other protocols, by networks as VIPs, and by marks."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from loaded_mp.lab.daemon import Daemon, loaded_mp
+from loaded_mp.lab.lab import Lab, Options
+from loaded_mp.lab.wait import wait_until
+
+FORWARDINGS = ("rewrite", "conntrack")
+NETWORKS = ("192.0.2.16/28", "2001:db8:10::20/124")
+INSIDE = (("192.0.2.17", "192.0.2.30"), ("2001:db8:10::21", "2001:db8:10::2f"))
+NUMBER = 200
+#: Sends back what comes by a protocol, with its name.
+ECHO = """
+import selectors, socket, sys
+name, numbers = sys.argv[1].encode(), [int(each) for each in sys.argv[2].split(",")]
+selector = selectors.DefaultSelector()
+for address in sys.argv[3:]:
+    for number in numbers:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        server = socket.socket(family, socket.SOCK_RAW, number)
+        server.bind((address, 0))
+        selector.register(server, selectors.EVENT_READ, 20 if family == socket.AF_INET else 0)
+print("ready", flush=True)
+while True:
+    for key, _ in selector.select():
+        data, client = key.fileobj.recvfrom(2000)
+        data = data[key.data:]
+        key.fileobj.sendto(data[2:4] + data[:2] + data[4:] + name, client)
+"""
+#: Sends a packet and prints what comes back from the same address; "nothing" after a second.
+ASK = """
+import socket, sys
+address, number, data = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3])
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+client = socket.socket(family, socket.SOCK_RAW, number)
+client.settimeout(float(sys.argv[4]))
+client.connect((address, 0))
+client.send(data)
+try:
+    print(client.recv(2000)[20 if family == socket.AF_INET else 0:][len(data):].decode())
+except TimeoutError:
+    print("nothing")
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(Options(sources=3)) as lab:
+        for network, gateway in zip(NETWORKS, ("198.18.255.254", "2001:db8:1::ffff"), strict=True):
+            lab.client.ip(f"route add {network} via {gateway}")
+        for backend in lab.backends:
+            words = (backend.name, f"{NUMBER},132", backend.ipv4, backend.ipv6)
+            server = backend.namespace.talk(sys.executable, "-c", ECHO, *words)
+            assert server.stdout
+            assert server.stdout.readline() == "ready\n"
+        yield lab
+
+
+def ask(lab: Lab, address: str, number: int, data: str = "00010002aabb", timeout_s: float = 5) -> str:
+    return lab.client.run(
+        sys.executable, "-c", ASK, address, str(number), data, str(timeout_s)
+    ).stdout.strip()
+
+
+def config(lab: Lab, forwarding: str, listen: str) -> str:
+    vips = ", ".join(f'"{each}"' for each in NETWORKS)
+    text = lab.config(workers=2, service=f'forwarding = "{forwarding}"\nlisten = [{listen}]', checked=False)
+    start, end = text.index("vips = "), text.index("\n", text.index("vips = "))
+    return text[:start] + f"vips = [{vips}]" + text[end:]
+
+
+@pytest.fixture
+def daemon(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    daemon = lab.daemon(config(lab, request.param, f'"proto/{NUMBER}", "tcp/80"'))
+    yield daemon
+    daemon.stop()
+    # Without ports there is one connection between a client and a backend, which another way cannot begin anew.
+    lab.balancer.run("conntrack", "-F")
+
+
+@pytest.mark.parametrize("daemon", FORWARDINGS, indirect=True)
+def test_other_protocols_and_each_address_of_a_network(lab: Lab, daemon: Daemon) -> None:
+    names = {each.name for each in lab.backends}
+    for vips in INSIDE:
+        for vip in vips:
+            assert ask(lab, vip, NUMBER) in names
+            url = f"http://[{vip}]/" if ":" in vip else f"http://{vip}/"
+            assert lab.client.run("curl", "-sg", url).stdout.strip() in names
+    nobody = lab.client.run("curl", "-s", "-m", "5", f"http://{INSIDE[0][0]}:81/", check=False)
+    assert nobody.returncode == 7  # refused by the balancer itself, not passed around
+    lab.balancer.ip(f"route del local {NETWORKS[0]} dev public")
+    wait_until(
+        lambda: NETWORKS[0] in lab.balancer.run("ip", "route", "show", "table", "local").stdout, "mended"
+    )
+
+
+def test_a_network_goes_with_the_daemon(lab: Lab) -> None:
+    routes = lab.balancer.run("ip", "route", "show", "table", "all").stdout
+    daemon = lab.daemon(config(lab, "rewrite", '"tcp/80"'))
+    assert f"local {NETWORKS[0]} dev public" in lab.balancer.run("ip", "route", "show", "table", "all").stdout
+    assert f"VIP {NETWORKS[0]}" in lab.balancer.run(loaded_mp(), "status").stdout
+    daemon.stop()
+    assert lab.balancer.run("ip", "route", "show", "table", "all").stdout == routes

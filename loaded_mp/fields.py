@@ -4,7 +4,7 @@ Times are in seconds, addresses in any notation that the ipaddress module reads.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -117,8 +117,8 @@ def vip_name(vip: Interface) -> str:
 BroadcastField = Annotated[IPv4Address, _reader(IPv4Address, "an IPv4 address")]
 NetworkField = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
 
-#: What listeners are of: protocols with ports, without, and any other one by its number.
-Protocol = Literal["tcp", "udp", "icmp", "proto"]
+#: What listeners are of: protocols with ports, without, any other one by its number, and whatever has a mark.
+Protocol = Literal["tcp", "udp", "icmp", "proto", "mark"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
 LAST_PORT = 65_535
@@ -202,11 +202,17 @@ _NAMES = {number: name for name, numbers in _NUMBERS.items() for number in numbe
 _NOT_BALANCED = (0, 43, 44, 59, 60, 135, 139, 140, 51, 112)
 
 
+#: See memory/marks.py.
+_OUR_MARKS = 0x4C4D_0000, 0x4C4F_FFFF
+
+
 class Listener(Settings):
-    """What a service answers on its VIPs: `tcp/80`, `udp/5000-5010`, `tcp`, `icmp` or `proto/47`."""
+    """What a service answers on its VIPs: `tcp/80`, `udp/5000-5010`, `icmp`, `proto/47` or `mark/7`."""
 
     protocol: Protocol
-    number: int = Field(default=0, ge=0, le=255)  #: IANA number, with "proto"
+    number: int = Field(
+        default=0, ge=0, le=0xFFFF_FFFF
+    )  #: IANA number with "proto", netfilter mark with "mark"
     first_port: int = Field(default=0, ge=0, le=LAST_PORT)
     last_port: int = Field(default=LAST_PORT, ge=0, le=LAST_PORT)
 
@@ -218,11 +224,11 @@ class Listener(Settings):
         if not isinstance(value, str):
             raise ValueError("expected text as in tcp/80")
         protocol, slash, rest = value.strip().partition("/")
-        if protocol == "proto":
-            return {"protocol": protocol, "number": _protocol_number(rest)}
+        if protocol in _BY_NUMBER:
+            return {"protocol": protocol, "number": _BY_NUMBER[protocol](rest)}
         if protocol not in _NUMBERS or (slash and protocol == "icmp"):
             raise ValueError(
-                "expected tcp, udp, icmp or proto/NUMBER, for tcp and udp with /PORT or /FIRST-LAST"
+                "expected tcp, udp, icmp, proto/NUMBER or mark/NUMBER, tcp and udp with /PORT or /FIRST-LAST"
             )
         if not slash:
             return {"protocol": protocol}
@@ -241,10 +247,18 @@ class Listener(Settings):
     @property
     def ports(self) -> Ports | None:
         """Those on which it answers; None: its protocol has none."""
-        return None if self.protocol in ("icmp", "proto") else Ports(self.first_port, self.last_port)
+        without = self.protocol == "icmp" or self.protocol in _BY_NUMBER
+        return None if without else Ports(self.first_port, self.last_port)
+
+    @property
+    def mark(self) -> int:
+        """The netfilter mark of the packets that it answers; 0: it goes by protocol and port."""
+        return self.number if self.protocol == "mark" else 0
 
     def iana(self, family: Literal[4, 6]) -> int:
-        """The number of its protocol."""
+        """The number of its protocol; 0: any."""
+        if self.mark:
+            return 0
         return self.number or _NUMBERS[self.protocol][0 if family == 4 else 1]
 
     def at(self, first_port: int | None) -> Self:
@@ -255,7 +269,7 @@ class Listener(Settings):
         return self.model_copy(update={"first_port": ports.first, "last_port": ports.last})
 
     def __str__(self) -> str:
-        if self.protocol == "proto":
+        if self.protocol in _BY_NUMBER:
             return f"{self.protocol}/{self.number}"
         if self.ports == _ALL_PORTS or not self.ports:
             return self.protocol
@@ -276,7 +290,25 @@ def _protocol_number(text: str) -> int:
     return number
 
 
-def port_range(listen: Iterable[Listener]) -> Ports | None:
+def _mark(text: str) -> int:
+    """A mark that an operator's rules may set. Raises ValueError."""
+    try:
+        number = int(text, 0)
+    except ValueError:
+        number = 0
+    if not 0 < number <= 0xFFFF_FFFF:
+        raise ValueError("expected mark/NUMBER, a netfilter mark other than 0, as in mark/7 or mark/0x10")
+    if _OUR_MARKS[0] <= number <= _OUR_MARKS[1]:
+        raise ValueError("expected a mark below 0x4c4d0000 or above 0x4c4fffff, which are loaded-mp's own")
+    return number
+
+
+_BY_NUMBER: dict[str, Callable[[str], int]] = {"proto": _protocol_number, "mark": _mark}
+
+
+def port_range(listen: Sequence[Listener]) -> Ports | None:
     """The ports on which all listeners that have ports answer alike; None: there are no such."""
+    if any(each.mark for each in listen):  # packets of any port may have it
+        return None
     ranges = {each.ports for each in listen if each.ports}
     return ranges.pop() if len(ranges) == 1 and _ALL_PORTS not in ranges else None

@@ -38,7 +38,8 @@ def _virtual(service: ServiceStatus, vip: str, rates: bool) -> Iterator[str]:
         listener = None if text == "any" else Listener.model_validate(text)
         total = [sum(each) for each in zip(*figures, strict=True)]
         name = str(listener.number) if listener and listener.number else text.partition("/")[0].upper()
-        yield _line(f"{name:<4} {_at(vip, listener)}", total)
+        first = f"FWM  {listener.mark}" if listener and listener.mark else f"{name:<4} {_at(vip, listener)}"
+        yield _line(first, total)
         for (endpoint, _), row in zip(backends, figures, strict=True):
             own = listener.at(endpoint.port) if listener else None
             yield _line(f"  -> {_at(str(endpoint.ip), own)}", row)

@@ -5,7 +5,7 @@ wrong by themselves. A wrong value takes no part here, and nothing is called abs
 """
 
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any, TypeVar
@@ -194,7 +194,7 @@ def _within(service: _Service) -> Iterator[Contradiction]:
 
 
 def misfits(
-    listen: Iterable[Listener], backends: Iterable[tuple[Who, Endpoint]]
+    listen: Sequence[Listener], backends: Iterable[tuple[Who, Endpoint]]
 ) -> Iterator[tuple[Who, str]]:
     """Backends of a service whose ports fit neither what it listens to nor each other; and why."""
     ports = port_range(listen)

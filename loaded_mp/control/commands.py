@@ -24,6 +24,7 @@ from loaded_mp.status import (
 MOST_FLOWS = 1_000
 Most = Annotated[int, Field(ge=0, le=MOST_FLOWS)]
 _TCP = Listener(protocol="tcp")
+Mark = Annotated[int, Field(ge=0, le=0xFFFF_FFFF)]
 #: Less than a client waits for an answer.
 WaitSeconds = Annotated[float, Field(ge=0, le=8)]
 
@@ -49,7 +50,9 @@ class Daemon(typing.Protocol):
 
     async def move(self, source: Address, backend: str, service: str | None) -> FlowsStatus: ...
 
-    def explain(self, source: Address, vip: Address, protocol: Listener, port: int | None) -> Explanation: ...
+    def explain(
+        self, source: Address, vip: Address, protocol: Listener, port: int | None, mark: int
+    ) -> Explanation: ...
 
     async def what_if(
         self,
@@ -124,10 +127,15 @@ class Commands:
         return await self._daemon.move(source, backend, service)
 
     async def explain(
-        self, source: AddressField, vip: AddressField, protocol: Listener = _TCP, port: Port | None = None
+        self,
+        source: AddressField,
+        vip: AddressField,
+        protocol: Listener = _TCP,
+        port: Port | None = None,
+        mark: Mark = 0,
     ) -> Explanation:
         """What would become of a packet of a client for a VIP now, and why. Changes nothing."""
-        return self._daemon.explain(source, vip, protocol, port)
+        return self._daemon.explain(source, vip, protocol, port, mark)
 
     async def whatif(
         self,

@@ -14,6 +14,7 @@ from loaded_mp.datapath.lookup import (
     as_client_asks,
     ends_of,
     listener_of,
+    listens,
     port_asked,
     service_of,
     vip_of,
@@ -96,8 +97,8 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
     if vip < 0:
         return Reason.NO_SERVICE, -1, 0
     if header.kind == KIND_ERROR:
-        return _error_to_backend(packet, header, work, vip)
-    listener = listener_of(snapshot, vip, ends.protocol, _port(header, ends))
+        return _error_to_backend(packet, header, before, work, vip)
+    listener = listener_of(snapshot, vip, ends.protocol, _port(header, ends), before)
     if listener < 0:
         return Reason.NO_SERVICE, -1, 0
     service = snapshot.listeners[listener, ListenerColumn.SERVICE]
@@ -126,7 +127,9 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
 
 
 @compiled
-def _error_to_backend(packet: Bytes, header: Header, work: Work, vip: int) -> tuple[Reason, int, int]:
+def _error_to_backend(
+    packet: Bytes, header: Header, before: int, work: Work, vip: int
+) -> tuple[Reason, int, int]:
     """An ICMP error about a packet VIP->client: to the backend that has this client. As `_to_backend`."""
     snapshot = work.snapshot
     quote = parse(packet, header.upper + _ICMP_HEADER, header.end, True)
@@ -135,12 +138,18 @@ def _error_to_backend(packet: Bytes, header: Header, work: Work, vip: int) -> tu
     ends = ends_of(packet, quote, False)
     if vip_row(snapshot, ends.server) != vip:
         return Reason.NO_FLOW, -1, 0
-    listener = listener_of(snapshot, vip, ends.protocol, _port(quote, ends))
-    if listener < 0:
-        return Reason.NO_SERVICE, -1, 0
-    backend = home_of(work, snapshot.listeners[listener, ListenerColumn.SERVICE], ends)
+    listener = listener_of(snapshot, vip, ends.protocol, _port(quote, ends), before)
+    backend = (
+        home_of(work, snapshot.listeners[listener, ListenerColumn.SERVICE], ends) if listener >= 0 else -1
+    )
+    # It need not have the mark of what it is about.
+    first = snapshot.vip_listeners[vip, 0]
+    for marked in range(first, first + snapshot.vip_listeners[vip, 1]):
+        if backend < 0 and snapshot.listeners[marked, ListenerColumn.MARK]:
+            listener = marked
+            backend = home_of(work, snapshot.listeners[marked, ListenerColumn.SERVICE], ends)
     if backend < 0:
-        return Reason.NO_FLOW, -1, 0
+        return (Reason.NO_FLOW if listener >= 0 else Reason.NO_SERVICE), -1, 0
     address = snapshot.backend_bytes[backend, : address_length(header.version)]
     port = _backend_port(work, backend, ends)
     set_quoted_source(packet, header, quote, address, port)
@@ -226,7 +235,10 @@ def _connection_of(work: Work, header: Header, ends: Ends, mark: int) -> Connect
     backend = _member_of(work, snapshot.vip_services[vip], row, header, ends) if vip >= 0 and row >= 0 else -1
     if backend >= 0:
         ends = as_client_asks(snapshot, backend, header, ends)
-        if service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, _port(header, ends)) >= 0:
+        port = _port(header, ends)
+        if service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, port, 0) >= 0 or listens(
+            snapshot, vip, ends.protocol, port
+        ):
             return Connection(Reason.OK, backend, vip, ends)
     elif vip >= 0:
         ends = with_port(ends, port_asked(snapshot, vip, ends.protocol, ends.service_port))
@@ -265,8 +277,8 @@ def _unmarked(work: Work, row: int, header: Header, ends: Ends) -> Connection:
         backend = snapshot.members[at]
         service, vip = snapshot.backend_services[backend], snapshot.backend_vips[backend]
         asked = as_client_asks(snapshot, backend, header, ends)
-        listener = service_of(snapshot, snapshot.vip_rows[vip], ends.protocol, _port(header, asked))
-        may_be = listener == service and answers(snapshot, backend, header, ends.service_port)
+        may_be = answers(snapshot, backend, header, ends.service_port)
+        may_be = may_be and listens(snapshot, vip, ends.protocol, _port(header, asked))
         if may_be and has_flow(work, backend, asked):
             # The kernel would take it for a new connection, and could not translate the client's then.
             marks = snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK

@@ -141,5 +141,5 @@ def _is_stranger(packet: Bytes, queued: Queued, work: Work) -> bool:
     vip = vip_row(work.snapshot, ends.server)
     if vip < 0:
         return False
-    service = service_of(work.snapshot, vip, ends.protocol, ends.service_port)
+    service = service_of(work.snapshot, vip, ends.protocol, ends.service_port, queued.mark)
     return service >= 0 and find(work.table, client_flow(work, service, ends))[0] < 0

@@ -73,14 +73,14 @@ class Foreseen(NamedTuple):
 
 
 @compiled
-def foresee(work: Work, ends: Ends, port: int) -> Foreseen:
+def foresee(work: Work, ends: Ends, port: int, mark: int) -> Foreseen:
     """What would become of a client's packet that begins something. `port` is what listeners are asked for.
 
     This takes turns of a service and notes who is full, so let `work` have `cursors` and `full` of its own;
     nothing else is changed.
     """
     vip = vip_row(work.snapshot, ends.server)
-    service = service_of(work.snapshot, vip, ends.protocol, port) if vip >= 0 else -1
+    service = service_of(work.snapshot, vip, ends.protocol, port, mark) if vip >= 0 else -1
     if service < 0:
         return Foreseen(-1, -1, -1, -1)
     row = work.snapshot.services[service]

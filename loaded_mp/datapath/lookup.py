@@ -70,25 +70,40 @@ def _row_of(addresses: npt.NDArray[np.uint64], rows: int, address: Address128) -
 
 
 @compiled
-def service_of(snapshot: Snapshot, vip: int, protocol: int, port: int) -> int:
-    """The service id of a packet for (row) `vip`, or -1."""
-    row = listener_of(snapshot, vip, protocol, port)
+def service_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: int) -> int:
+    """The service id of a packet with this mark for (row) `vip`, or -1."""
+    row = listener_of(snapshot, vip, protocol, port, mark)
     service: int = snapshot.listeners[row, ListenerColumn.SERVICE] if row >= 0 else -1
     return service
 
 
 @compiled
-def listener_of(snapshot: Snapshot, vip: int, protocol: int, port: int) -> int:
+def listener_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: int) -> int:
     """The row of `listeners` for a packet for (row) `vip`, or -1. The first one that fits counts."""
     first = snapshot.vip_listeners[vip, 0]
     for row in range(first, first + snapshot.vip_listeners[vip, 1]):
         listener = snapshot.listeners[row]
-        if listener[ListenerColumn.PROTOCOL] not in (0, protocol):
+        if listener[ListenerColumn.PROTOCOL] not in (0, protocol) or listener[ListenerColumn.MARK] not in (
+            0,
+            mark,
+        ):
             continue
         fits = listener[ListenerColumn.FIRST_PORT] <= port <= listener[ListenerColumn.LAST_PORT]
         if port == NO_PORT or fits:
             return row
     return -1
+
+
+@compiled
+def listens(snapshot: Snapshot, vip: int, protocol: int, port: int) -> bool:
+    """Whether the service of a VIP id answers a protocol and port there, perhaps of packets with a mark."""
+    row = snapshot.vip_rows[vip]
+    first = snapshot.vip_listeners[row, 0]
+    for listener in snapshot.listeners[first : first + snapshot.vip_listeners[row, 1]]:
+        if listener[ListenerColumn.MARK] and listener[ListenerColumn.VIP] == vip:
+            return True
+    found = listener_of(snapshot, row, protocol, port, 0)
+    return bool(found >= 0 and snapshot.listeners[found, ListenerColumn.VIP] == vip)
 
 
 @compiled

@@ -81,6 +81,7 @@ class Chain(NamedTuple):
     rules: tuple[str, ...]
     why: str
     match: str = ""
+    last: bool = False
 
 
 class Forwarding(ABC):

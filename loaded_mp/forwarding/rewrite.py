@@ -43,8 +43,11 @@ class Rewrite(Forwarding):
             "mangle", "POSTROUTING", "LOADED-POSTROUTING", tuple(_replies(side)), "replies of backends"
         )
         yield Chain("mangle", "INPUT", "LOADED-INPUT", tuple(_marked(side)), _OWN_REQUESTS)
-        yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", tuple(_requests(side)), "packets for VIPs")
-        yield Chain("raw", "OUTPUT", "LOADED-OUTPUT", tuple(_for_vips(side)), _OWN_REQUESTS)
+        # An operator's rules that set marks have to come before.
+        last = any(listener.mark for each in side.vips.values() for listener in each)
+        requests, own = tuple(_requests(side)), tuple(_for_vips(side))
+        yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", requests, "packets for VIPs", last=last)
+        yield Chain("raw", "OUTPUT", "LOADED-OUTPUT", own, _OWN_REQUESTS, last=last)
 
     def leave(self, place: Place) -> list[Left]:
         """Delete the connections, lest the kernel take them for others than the clients'."""

@@ -69,6 +69,7 @@ class ListenerColumn(IntEnum):
     LAST_PORT = 2
     SERVICE = 3  #: service id
     VIP = 4  #: VIP id
+    MARK = 5  #: netfilter mark that an operator's rules have set; 0: none is asked for
 
 
 class PortColumn(IntEnum):
@@ -137,7 +138,7 @@ class Snapshot(NamedTuple):
     vip_bytes: npt.NDArray[np.uint8]  #: [MAX_VIPS, 16] by VIP id, network byte order, IPv4 in the first 4
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`; -1: nobody has that address
     vip_services: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> service id; -1: its service is gone
-    listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 5], see ListenerColumn
+    listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 6], see ListenerColumn
     services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 19] by service id, see ServiceColumn
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id

@@ -169,7 +169,7 @@ class SetSysctl(_Change):
 
 
 class AddChain(_Change):
-    """A chain of our own and the jump to it, the first rule of a built-in chain."""
+    """A chain of our own and the jump to it, the first rule of a built-in chain, or the last one."""
 
     kind: Literal["chain"] = "chain"
     variant: Literal["", "nft", "legacy"] = ""  #: of iptables; empty: what the host has chosen
@@ -179,6 +179,7 @@ class AddChain(_Change):
     match: str = ""  #: of the jump; empty: every packet goes through the chain
     name: str
     rules: tuple[str, ...]
+    last: bool = False  #: whether rules of others that are there come before it
 
     @property
     def tool(self) -> str:
@@ -196,9 +197,15 @@ class AddChain(_Change):
         return f"{self.match} -j {self.name}".strip()
 
     def text(self, jump: bool) -> str:
-        """Input of iptables-restore --noflush: the chain with exactly these rules, in one transaction."""
+        """Input of iptables-restore --noflush: the chain with exactly these rules, in one transaction.
+
+        `jump`: whether it has to be put. One that is the last is put anew, as others may have come.
+        """
         rules = [f"-A {self.name} {rule}" for rule in self.rules]
-        if jump:
+        if self.last:
+            rules += [] if jump else [f"-D {self.hook} {self.jump}"]
+            rules.append(f"-A {self.hook} {self.jump}")
+        elif jump:
             rules.append(f"-I {self.hook} 1 {self.jump}")
         return "\n".join([f"*{self.table}", f":{self.name} - [0:0]", *rules, "COMMIT", ""])
 

@@ -79,8 +79,12 @@ def errors(family: Family) -> list[str]:
 
 
 def limits(listeners: tuple[Listener, ...], family: Family, ports: Literal["sport", "dport"]) -> list[str]:
-    """Matches of what listeners answer; one that matches everything if there are none."""
-    return [_limit(listener, family, ports) for listener in listeners] or [""]
+    """Matches of what listeners answer; one that matches everything if there are none.
+
+    An operator's mark is one of requests: replies to those may be anything.
+    """
+    matches = [_limit(listener, family, ports) for listener in listeners]
+    return matches if matches and all(matches) else [""]
 
 
 def words(*parts: str) -> str:
@@ -89,6 +93,8 @@ def words(*parts: str) -> str:
 
 
 def _limit(listener: Listener, family: Family, ports: Literal["sport", "dport"]) -> str:
+    if listener.mark:
+        return f"-m mark --mark {listener.mark:#x}" if ports == "dport" else ""
     if listener.protocol == "icmp":
         return "-p icmp" if family == 4 else "-p icmpv6"
     if not listener.ports:

@@ -336,9 +336,11 @@ class Daemon:
         """Let the flows of a source go to a backend; what they are now. Raises CommandError."""
         return await self._open_flows.move(source, backend, service)
 
-    def explain(self, source: Address, vip: Address, protocol: Listener, port: int | None) -> Explanation:
+    def explain(
+        self, source: Address, vip: Address, protocol: Listener, port: int | None, mark: int
+    ) -> Explanation:
         """What would become of a packet now, and why. Raises CommandError."""
-        return explain(self.memory, self.backends, (source, vip), protocol, port)
+        return explain(self.memory, self.backends, (source, vip), protocol, port, mark)
 
     async def what_if(
         self,

@@ -43,6 +43,7 @@ def explain(
     source_and_vip: tuple[Address, Address],
     protocol: Listener,
     port: int | None,
+    mark: int = 0,
 ) -> Explanation:
     """What would become of a packet from a source to a VIP that begins something; nothing is changed.
 
@@ -53,10 +54,11 @@ def explain(
     if source.version != vip.version:
         raise CommandError(f"{source} and {vip} are of two families: no packet has both")
     number = protocol.iana(vip.version)
-    asked = question(memory, address128(source), address128(vip), number, NO_PORT if port is None else port)
+    ends = address128(source), address128(vip)
+    asked = question(memory, *ends, number, NO_PORT if port is None else port, mark)
     service, entry, held, backend = foresee(*asked)
     part = backends.services.by_id.get(service)
-    listener = _listener(part, protocol, port) if part else None
+    listener = _listener(part, protocol, port, mark) if part else None
     left_s = max(0, int(memory.table.deadlines_s[entry]) - int(time.monotonic())) if held >= 0 else 0
     return Explanation(
         source=str(source),
@@ -77,13 +79,13 @@ def explain(
 
 
 def question(
-    memory: SharedMemory, client: Address128, vip: Address128, protocol: int, port: int
-) -> tuple[Work, Ends, int]:
+    memory: SharedMemory, client: Address128, vip: Address128, protocol: int, port: int, mark: int = 0
+) -> tuple[Work, Ends, int, int]:
     """What `foresee` is asked: the work of a worker, but with turns and notes that nobody else reads."""
     # Compiled code cannot hand a part of an array to Python.
     work: Work = getattr(work_of, "py_func", work_of)(memory, 0, 0)
     ends = Ends(protocol, client, 0, vip, max(port, 0))
-    return work._replace(cursors=memory.cursors.copy(), full=memory.full.copy()), ends, port
+    return work._replace(cursors=memory.cursors.copy(), full=memory.full.copy()), ends, port, mark
 
 
 def _name(part: Part | None, number: int) -> str:
@@ -93,8 +95,10 @@ def _name(part: Part | None, number: int) -> str:
     return backend.name or str(backend.address)
 
 
-def _listener(part: Part, protocol: Listener, port: int | None) -> Listener | None:
+def _listener(part: Part, protocol: Listener, port: int | None, mark: int) -> Listener | None:
     """The narrowest of those that fit, which is the one that counts."""
+    if mark and (marked := [each for each in part.service.listen if each.mark == mark]):
+        return marked[0]
 
     def breadth(listener: Listener) -> int:
         return listener.last_port - listener.first_port
@@ -102,7 +106,8 @@ def _listener(part: Part, protocol: Listener, port: int | None) -> Listener | No
     fitting = [
         each
         for each in part.service.listen
-        if each.iana(part.family) == protocol.iana(part.family)
+        if not each.mark
+        and each.iana(part.family) == protocol.iana(part.family)
         and (port is None or each.first_port <= port <= each.last_port)
     ]
     return min(fitting, key=breadth) if fitting else None

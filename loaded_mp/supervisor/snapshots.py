@@ -67,21 +67,21 @@ def _bytes(addresses: Sequence[Address]) -> npt.NDArray[np.uint8]:
 
 
 #: In the order of ListenerColumn.
-_Listener = tuple[int, int, int, int, int]
+_Listener = tuple[int, int, int, int, int, int]
 
 
 def _listeners(part: Part, vip_id: int) -> list[_Listener]:
     """The rows of `listeners` that a part puts on one of its VIPs."""
     return [
-        (each.iana(part.family), each.first_port, each.last_port, part.id, vip_id)
+        (each.iana(part.family), each.first_port, each.last_port, part.id, vip_id, each.mark)
         for each in part.service.listen
-    ] or [(_ANY_PROTOCOL, *_ALL_PORTS, part.id, vip_id)]
+    ] or [(_ANY_PROTOCOL, *_ALL_PORTS, part.id, vip_id, 0)]
 
 
-def _breadth(listener: _Listener) -> tuple[bool, int]:
-    """Sorts the specific before what catches all, as the first listener that fits counts."""
-    protocol, first_port, last_port, *_ = listener
-    return protocol == _ANY_PROTOCOL, last_port - first_port
+def _breadth(listener: _Listener) -> tuple[bool, bool, int]:
+    """Sorts marks first and the specific before what catches all, as the first listener that fits counts."""
+    protocol, first_port, last_port, _, _, mark = listener
+    return not mark, protocol == _ANY_PROTOCOL, last_port - first_port
 
 
 def _fill_vips(snapshot: Snapshot, parts: Sequence[Part], left: Mapping[int, Address]) -> None:

@@ -78,7 +78,7 @@ def daemon(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     daemon = lab.daemon(config(lab, request.param, f'"proto/{NUMBER}", "tcp/80"'))
     yield daemon
     daemon.stop()
-    # Without ports there is one connection between a client and a backend, which another way cannot begin anew.
+    # Where there are no ports, client and backend have one connection, and another way cannot begin it anew.
     lab.balancer.run("conntrack", "-F")
 
 
@@ -105,3 +105,42 @@ def test_a_network_goes_with_the_daemon(lab: Lab) -> None:
     assert f"VIP {NETWORKS[0]}" in lab.balancer.run(loaded_mp(), "status").stdout
     daemon.stop()
     assert lab.balancer.run("ip", "route", "show", "table", "all").stdout == routes
+
+
+@pytest.mark.parametrize("forwarding", FORWARDINGS)
+def test_what_rules_of_the_operators_mark_goes_by_the_mark(lab: Lab, forwarding: str) -> None:
+    """Rules that stand before the start come first, and so does one that is inserted later."""
+    table = "raw" if forwarding == "rewrite" else "mangle"
+    names = {each.name for each in lab.backends}
+
+    def mark(source: str, word: str) -> None:
+        tool = "ip6tables" if ":" in source else "iptables"
+        rule = f"-t {table} {word} PREROUTING -s {source} -p tcp --dport 80 -j MARK --set-mark 7"
+        lab.balancer.run(tool, *rule.split())
+
+    def answer(source: str, vip: str) -> str:
+        words = (
+            "curl",
+            "-sg",
+            "-m",
+            "5",
+            "--interface",
+            source,
+            f"http://{f'[{vip}]' if ':' in vip else vip}/",
+        )
+        return lab.client.run(*words, check=False).stdout.strip()
+
+    for sources in (lab.sources4, lab.sources6):
+        mark(sources[0], "-A")
+    daemon = lab.daemon(config(lab, forwarding, '"mark/7"'))
+    for sources, vips in zip((lab.sources4, lab.sources6), INSIDE, strict=True):
+        home = answer(sources[0], vips[0])
+        assert home in names
+        assert answer(sources[0], vips[1]) == home
+        assert answer(sources[1], vips[0]) == ""
+        mark(sources[1], "-I")
+        assert answer(sources[1], vips[0]) in names
+        for source in sources[:2]:
+            mark(source, "-D")
+    daemon.stop()
+    lab.balancer.run("conntrack", "-F")

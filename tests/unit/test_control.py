@@ -96,7 +96,9 @@ class Daemon:
         self.asked.append((source, backend, service))
         return FlowsStatus(total=1, flows=())
 
-    def explain(self, source: Address, vip: Address, protocol: Listener, port: int | None) -> Explanation:
+    def explain(
+        self, source: Address, vip: Address, protocol: Listener, port: int | None, mark: int
+    ) -> Explanation:
         raise CommandError(f"{source} {vip} {protocol} {port}")
 
     async def what_if(

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from building import service
 from pydantic import ValidationError
-from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Raw
-from world import BACKENDS, CLIENT, VIP, World
+from world import BACKENDS, CLIENT, ROUTER, VIP, World
 
 from loaded_mp.config.model import Config
-from loaded_mp.fields import Listener
+from loaded_mp.fields import Listener, port_range
 from loaded_mp.network.rules import limits
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.services import Ids, TooLargeError
@@ -40,10 +40,16 @@ def other(version: int, source: str, destination: str, number: int = GRE) -> Any
         ("proto/256", "expected proto/NUMBER, the protocol's number from 1 to 255"),
         ("proto", "expected proto/NUMBER"),
         ("proto/gre", "expected proto/NUMBER"),
-        ("gre", "expected tcp, udp, icmp or proto/NUMBER"),
+        ("gre", "expected tcp, udp, icmp, proto/NUMBER or mark/NUMBER"),
+        ("mark/7", ""),
+        ("mark/4294967295", ""),
+        ("mark/0", "expected mark/NUMBER, a netfilter mark other than 0"),
+        ("mark/x", "expected mark/NUMBER"),
+        ("mark/4294967296", "expected mark/NUMBER"),
+        ("mark/0x4c4d0007", "expected a mark below 0x4c4d0000 or above 0x4c4fffff"),
     ],
 )
-def test_protocols_by_number(text: str, wrong: str) -> None:
+def test_protocols_and_marks_by_number(text: str, wrong: str) -> None:
     if wrong:
         with pytest.raises(ValidationError, match=wrong):
             Listener.model_validate(text)
@@ -72,6 +78,7 @@ def test_a_protocol_by_its_number_has_a_service_of_its_own(version: int) -> None
     [
         (["proto/47", "tcp/80"], 4, ["-p 47", "-p tcp --dport 80"]),
         (["proto/47", "icmp"], 6, ["-p 47", "-p icmpv6"]),
+        (["mark/0x10", "tcp/80"], 4, ["-m mark --mark 0x10", "-p tcp --dport 80"]),
     ],
 )
 def test_rules_of_listeners(listen: list[str], family: Any, matches: list[str]) -> None:
@@ -104,3 +111,47 @@ def test_networks_that_are_too_large_together_are_said_to_be() -> None:
     services = [service(f"s{n}", [f"10.{n}.0.0/20"], {"192.0.2.1": 1}) for n in range(2)]
     with pytest.raises(TooLargeError, match="needs 8,192 VIPs, each address of a network counts"):
         Ids().expand(Config(services=services))
+
+
+def test_replies_to_packets_with_a_mark_may_be_anything() -> None:
+    listen = tuple(map(Listener.model_validate, ["mark/7", "tcp/80"]))
+    assert limits(listen, 4, "sport") == [""]
+
+
+@both
+def test_a_mark_of_the_operators_says_which_service(version: int) -> None:
+    """It goes before protocols and ports; replies and errors are known without it."""
+    first, second, third = BACKENDS[version]
+    world = World(
+        service("web", [VIP[version]], {first: 1}, listen=["tcp/80"]),
+        service("marked", [VIP[version]], {second: 1}, listen=["mark/7"]),
+        service("other", [VIP[version]], {third: 1}, listen=["mark/8", "udp/53"]),
+    )
+    layer, vip = (IP if version == 4 else IPv6), VIP[version]
+    clients = [CLIENT[version][:-1] + str(number) for number in range(1, 6)]
+    asked = [
+        (TCP(sport=1_000, dport=80), 0, first),
+        (TCP(sport=1_000, dport=80), 7, second),
+        (UDP(sport=1_000, dport=9), 7, second),
+        (TCP(sport=1_000, dport=80), 8, third),
+        (UDP(sport=1_000, dport=53), 0, third),
+    ]
+    for client, (upper, mark, backend) in zip(clients, asked, strict=True):
+        reason, data = world.request(layer(src=client, dst=vip) / upper, mark)
+        assert (reason, layer(data).dst) == (Reason.OK, backend)
+    for unanswered, mark in ((TCP(dport=81), 0), (TCP(dport=81), 9), (UDP(dport=9), 0)):
+        assert world.request(layer(src=clients[0], dst=vip) / unanswered, mark)[0] == Reason.NO_SERVICE
+    for client, (upper, _, backend) in zip(clients, asked, strict=True):
+        turned = type(upper)(sport=upper.dport, dport=1_000)
+        reply = layer(src=backend, dst=client) / turned
+        for forgotten in (False, True):
+            reason, data = world.reply(reply, forgotten)
+            assert (reason, layer(data).src) == (Reason.OK, vip)
+        quote = bytes(layer(src=vip, dst=client) / turned)[:48]
+        kind = ICMP(type=3, code=1) if version == 4 else ICMPv6DestUnreach()
+        reason, data = world.request(layer(src=ROUTER[version], dst=vip) / kind / quote)
+        assert (reason, layer(data).dst) == (Reason.OK, backend)
+
+
+def test_backends_of_what_goes_by_a_mark_have_no_ports_of_their_own() -> None:
+    assert port_range([Listener.model_validate(each) for each in ("mark/7", "tcp/80")]) is None

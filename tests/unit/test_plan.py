@@ -637,3 +637,17 @@ def test_a_network_as_vip_is_one_match_and_a_local_route() -> None:
     assert route.before(there).local == ()
     nowhere = plan(config(service, public_interface=None), host(), 0, 1)
     assert not any(isinstance(each, AddLocalRoute) for each in nowhere.changes)
+
+
+def test_the_jump_to_what_goes_by_marks_comes_behind_the_rules_that_set_them() -> None:
+    found = plan(config({"listen": ["mark/7"]}), host(), 0, 1)
+    queue = "-j NFQUEUE --queue-num 0"
+    assert rules(found, 4, "LOADED-OUTPUT")[0] == f"-d 192.0.2.10 -m mark --mark 0x7 {queue}"
+    assert rules(found, 4, "LOADED-POSTROUTING")[-1] == f"-s 10.0.0.0/24 {queue}"
+    chains = {each.name: each for each in found.changes if isinstance(each, AddChain) and each.family == 4}
+    assert [each.name for each in chains.values() if each.last] == ["LOADED-PREROUTING", "LOADED-OUTPUT"]
+    jump = "PREROUTING -j LOADED-PREROUTING"
+    lines = chains["LOADED-PREROUTING"].text(jump=True).splitlines()
+    assert lines[-2:] == [f"-A {jump}", "COMMIT"]
+    lines = chains["LOADED-PREROUTING"].text(jump=False).splitlines()
+    assert lines[-3:] == [f"-D {jump}", f"-A {jump}", "COMMIT"]

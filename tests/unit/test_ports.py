@@ -265,4 +265,4 @@ def test_what_is_no_endpoint_is_refused(text: str) -> None:
     ],
 )
 def test_ports_that_a_backends_own_may_stand_for(listen: list[str], ports: Ports | None) -> None:
-    assert port_range(map(Listener.model_validate, listen)) == ports
+    assert port_range([Listener.model_validate(each) for each in listen]) == ports

@@ -28,7 +28,7 @@ TCP, UDP, ICMP, ICMPV6, GRE = 6, 17, 1, 58, 47
 
 def service_at(snapshot: Snapshot, vip: str, protocol: int, port: int) -> int:
     row = vip_row(snapshot, address128(ip_address(vip)))
-    return service_of(snapshot, row, protocol, port) if row >= 0 else -1
+    return service_of(snapshot, row, protocol, port, 0) if row >= 0 else -1
 
 
 def slots_of(snapshot: Snapshot, part: Part) -> list[str]:
@@ -237,7 +237,7 @@ def test_everything_can_be_looked_up(configuration: list[tuple[list[str], dict[s
             assert snapshot.vip_rows[number] == row
             assert snapshot.vip_services[number] == part.id
             assert snapshot.vip_bytes[number].tobytes()[: len(vip.packed)] == vip.packed
-            assert service_of(snapshot, row, TCP, port) == part.id
+            assert service_of(snapshot, row, TCP, port, 0) == part.id
         for number, backend in part.backends.items():
             row = address_row(snapshot, address128(backend.address.ip))
             first, count = snapshot.address_members[row]

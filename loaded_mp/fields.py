@@ -118,7 +118,7 @@ BroadcastField = Annotated[IPv4Address, _reader(IPv4Address, "an IPv4 address")]
 NetworkField = Annotated[Network, _reader(ip_network, "a network as in 10.0.0.0/24, without host bits")]
 
 #: What listeners are of: protocols with ports, without, any other one by its number, and whatever has a mark.
-Protocol = Literal["tcp", "udp", "icmp", "proto", "mark"]
+Protocol = Literal["tcp", "udp", "sctp", "icmp", "proto", "mark"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 IdleSeconds = Annotated[int, Field(ge=1, le=604_800)]
 LAST_PORT = 65_535
@@ -195,7 +195,7 @@ _ALL_PORTS = Ports(0, LAST_PORT)
 
 
 #: IANA numbers of those that have names, IPv4 and IPv6.
-_NUMBERS = {"tcp": (6, 6), "udp": (17, 17), "icmp": (1, 58)}
+_NUMBERS = {"tcp": (6, 6), "udp": (17, 17), "sctp": (132, 132), "icmp": (1, 58)}
 _NAMES = {number: name for name, numbers in _NUMBERS.items() for number in numbers}
 #: No protocols but IPv6 extension headers, one that says who sent it (RFC 4302), one whose checksum covers
 #: addresses (RFC 9568, 5.2.8).
@@ -228,7 +228,8 @@ class Listener(Settings):
             return {"protocol": protocol, "number": _BY_NUMBER[protocol](rest)}
         if protocol not in _NUMBERS or (slash and protocol == "icmp"):
             raise ValueError(
-                "expected tcp, udp, icmp, proto/NUMBER or mark/NUMBER, tcp and udp with /PORT or /FIRST-LAST"
+                "expected tcp, udp, sctp, icmp, proto/NUMBER or mark/NUMBER, the first three with /PORT or"
+                " /FIRST-LAST"
             )
         if not slash:
             return {"protocol": protocol}
@@ -307,8 +308,12 @@ _BY_NUMBER: dict[str, Callable[[str], int]] = {"proto": _protocol_number, "mark"
 
 
 def port_range(listen: Sequence[Listener]) -> Ports | None:
-    """The ports on which all listeners that have ports answer alike; None: there are no such."""
-    if any(each.mark for each in listen):  # packets of any port may have it
+    """The ports on which all listeners that have ports answer alike; None: there are no such.
+
+    These are the ports that backends' own may stand for.
+    """
+    # A mark may come with any port; the checksum of SCTP would have to be computed anew over the whole packet.
+    if any(each.mark or each.protocol == "sctp" for each in listen):
         return None
     ranges = {each.ports for each in listen if each.ports}
     return ranges.pop() if len(ranges) == 1 and _ALL_PORTS not in ranges else None

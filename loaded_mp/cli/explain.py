@@ -20,17 +20,24 @@ _SHOWN = 30
 @click.option("--protocol", default="tcp", show_default=True, help="tcp, udp, icmp or proto/NUMBER.")
 @click.option("--port", type=click.IntRange(1, 65_535), metavar="N",
               help="Destination port. Default: whatever is answered.")  # fmt: skip
-@click.option("--mark", type=lambda text: int(text, 0), default=0, metavar="N",
+@click.option("--mark", default="0", metavar="N",
               help="Netfilter mark that rules of yours have set.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
-def command(source: str, vip: str, protocol: str, port: int | None, mark: int, as_json: bool) -> None:
+def command(source: str, vip: str, protocol: str, port: int | None, mark: str, as_json: bool) -> None:
     """Say what would happen to a packet from the client SOURCE to VIP now, and why. This changes nothing.
 
     The packet begins something: a TCP connection, a query, a ping.
     """
-    asked = {"source": source, "vip": vip, "protocol": protocol, "port": port, "mark": mark}
+    asked = {"source": source, "vip": vip, "protocol": protocol, "port": port, "mark": _number(mark)}
     found = answer_to("explain", Explanation, **asked)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(lines(found)))
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise click.BadParameter(f"found {text!r}, expected a number, as in 7 or 0x10") from None
 
 
 def lines(found: Explanation) -> list[str]:

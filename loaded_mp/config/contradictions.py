@@ -201,7 +201,10 @@ def misfits(
     seen: dict[Address, list[int]] = {}  #: the first ports, in ascending order
     for who, backend in backends:
         if backend.port is not None and ports is None:
-            yield who, f"found the port {backend.port}, expected listen to name one port or range for it"
+            yield (
+                who,
+                f"found the port {backend.port}, expected listen to name one port or range for it, of tcp or udp",
+            )
             continue
         mine = (ports or Ports(0, 0)).at(backend.port)
         if mine.last > LAST_PORT:

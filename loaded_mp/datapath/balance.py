@@ -28,7 +28,7 @@ from loaded_mp.memory.counters import BackendCounter
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, REJECTED, VIP
 from loaded_mp.memory.snapshot import Answer, Flag, ListenerColumn, PortColumn, ServiceColumn
 from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
-from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, TCP, Header, parse
+from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, SCTP, TCP, Header, parse
 from loaded_mp.packet.reasons import FATES, Fate, Reason
 from loaded_mp.packet.reset import Step, make_reset, refuses, says_something, step_of
 from loaded_mp.packet.rewrite import (
@@ -75,7 +75,7 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
     if _is_tcp(header) and _is_turned(packet, header, asks, work.snapshot.backend_flags[backend]):
         return Decision(NF_ACCEPT, True, make_reset(packet, header, queued.several), mark, Reason.OK)
     if not queued.checksum_ready:
-        if header.kind != KIND_PORTS:
+        if header.kind != KIND_PORTS or (header.protocol == SCTP and queued.several):
             return Decision(NF_DROP, False, 0, 0, Reason.CHECKSUM_UNFINISHED)
         complete_checksum(packet, header)
     return Decision(NF_ACCEPT, True, queued.end, mark, Reason.OK)

@@ -15,6 +15,7 @@ TCP = 6
 UDP = 17
 DCCP = 33
 ICMPV6 = 58
+SCTP = 132
 UDPLITE = 136
 
 _OSPF, _PIM, _VRRP = 89, 103, 112
@@ -25,7 +26,7 @@ _MOBILITY, _HIP, _SHIM6, _EXPERIMENT_1, _EXPERIMENT_2 = 135, 139, 140, 253, 254
 MAX_EXTENSIONS = 8
 
 # What is to be done with a packet, by its upper layer.
-KIND_PORTS = 1  # TCP, UDP, UDP-Lite, DCCP: ports first, a checksum over addresses
+KIND_PORTS = 1  # TCP, UDP, UDP-Lite, DCCP, SCTP: ports first, mostly a checksum over addresses
 KIND_QUERY = 2  # ICMP and ICMPv6 echo and the other ICMPv4 queries
 KIND_ERROR = 3  # ICMP and ICMPv6 errors: they quote the packet they are about
 KIND_FRAGMENT = 4  # a fragment other than the first: no upper-layer header
@@ -165,7 +166,7 @@ def _ipv6(packet: Bytes, start: int, end: int, quoted: bool) -> Header:
 def _upper_layer(packet: Bytes, header: Header, quoted: bool) -> Header:
     """Classify the upper layer of a whole packet or a first fragment."""
     version, protocol = header.version, header.protocol
-    if protocol in (TCP, UDP, UDPLITE, DCCP):
+    if protocol in (TCP, UDP, UDPLITE, DCCP, SCTP):
         return _ports(packet, header, quoted)
     if (version == 4 and protocol == ICMP) or (version == 6 and protocol == ICMPV6):
         if header.end - header.upper < 8:
@@ -192,15 +193,16 @@ def _classified(header: Header, kind: int, checksum: int) -> Header:
 
 @compiled
 def _ports(packet: Bytes, header: Header, quoted: bool) -> Header:
-    """TCP (RFC 9293, 3.1), UDP (RFC 768), UDP-Lite (RFC 3828), DCCP (RFC 4340, 5.1)."""
+    """TCP (RFC 9293, 3.1), UDP (RFC 768), UDP-Lite (RFC 3828), DCCP (RFC 4340, 5.1), SCTP (RFC 9260, 3.1)."""
     protocol, upper = header.protocol, header.upper
     room = header.end - upper
     field = 16 if protocol == TCP else 6
     if quoted:
         if room < 4:
             return _fault(Reason.TOO_SHORT, header.version, header.start)
-        return _classified(header, KIND_PORTS, upper + field if room >= field + 2 else 0)
-    if room < (20 if protocol == TCP else 12 if protocol == DCCP else 8):
+        covers = protocol != SCTP and room >= field + 2
+        return _classified(header, KIND_PORTS, upper + field if covers else 0)
+    if room < (20 if protocol == TCP else 12 if protocol in (DCCP, SCTP) else 8):
         return _fault(Reason.TOO_SHORT, header.version, header.start)
     whole = header.kind == _KIND_WHOLE
     fits = True
@@ -211,7 +213,7 @@ def _ports(packet: Bytes, header: Header, quoted: bool) -> Header:
         fits = 8 <= read16(packet, upper + 4) <= room
     if not fits:
         return _fault(Reason.BAD_UPPER_LENGTH, header.version, header.start)
-    return _classified(header, KIND_PORTS, upper + field)
+    return _classified(header, KIND_PORTS, 0 if protocol == SCTP else upper + field)
 
 
 @compiled

@@ -3,7 +3,8 @@
 from loaded_mp.compiled import Bytes, compiled
 from loaded_mp.packet.address import address_length, destination_at, source_at
 from loaded_mp.packet.checksum import adjust, adjust_udp, change, change16, fold, read16, sum_words, write16
-from loaded_mp.packet.header import ICMP, KIND_PORTS, UDP, UDPLITE, Header
+from loaded_mp.packet.crc32c import crc32c
+from loaded_mp.packet.header import ICMP, KIND_PORTS, SCTP, UDP, UDPLITE, Header
 
 
 @compiled
@@ -52,12 +53,19 @@ def _set_end(packet: Bytes, header: Header, at: int, address: Bytes, port_at: in
 
 @compiled
 def complete_checksum(packet: Bytes, header: Header) -> None:
-    """Compute the TCP or UDP checksum anew, where the kernel left only the pseudo-header's sum in it.
+    """Compute the TCP, UDP or SCTP checksum anew, where the kernel left that to the network card.
 
-    The packet must begin at a multiple of 4. Linux leaves it so for its own packets and for GSO
-    (include/uapi/linux/netfilter/nfnetlink_queue.h, NFQA_SKB_CSUMNOTREADY).
+    The packet must begin at a multiple of 4. For its own packets and for GSO Linux leaves the pseudo-header's
+    sum, or nothing, in its place (include/uapi/linux/netfilter/nfnetlink_queue.h, NFQA_SKB_CSUMNOTREADY).
     """
     if header.kind != KIND_PORTS or header.protocol == UDPLITE:
+        return
+    if header.protocol == SCTP:
+        at = header.upper + 8
+        packet[at : at + 4] = 0
+        crc = crc32c(packet, header.upper, header.end)
+        for i in range(4):
+            packet[at + i] = crc >> 8 * i & 0xFF
         return
     write16(packet, header.checksum, 0)
     total = sum_words(packet, header.upper, header.end) + header.protocol + (header.end - header.upper)

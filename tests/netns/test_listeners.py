@@ -5,14 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from loaded_mp.lab.daemon import Daemon, loaded_mp
+from loaded_mp.lab.daemon import loaded_mp
 from loaded_mp.lab.lab import Lab, Options
 from loaded_mp.lab.wait import wait_until
 
 FORWARDINGS = ("rewrite", "conntrack")
 NETWORKS = ("192.0.2.16/28", "2001:db8:10::20/124")
 INSIDE = (("192.0.2.17", "192.0.2.30"), ("2001:db8:10::21", "2001:db8:10::2f"))
-NUMBER = 200
+#: Where there are no ports, client and backend have one connection, and another way cannot begin it anew.
+NUMBERS = dict(zip(FORWARDINGS, (200, 201), strict=True))
+SCTP = 132
 #: Sends back what comes by a protocol, with its name.
 ECHO = """
 import selectors, socket, sys
@@ -53,7 +55,8 @@ def lab() -> Iterator[Lab]:
         for network, gateway in zip(NETWORKS, ("198.18.255.254", "2001:db8:1::ffff"), strict=True):
             lab.client.ip(f"route add {network} via {gateway}")
         for backend in lab.backends:
-            words = (backend.name, f"{NUMBER},132", backend.ipv4, backend.ipv6)
+            numbers = ",".join(map(str, (*NUMBERS.values(), SCTP)))
+            words = (backend.name, numbers, backend.ipv4, backend.ipv6)
             server = backend.namespace.talk(sys.executable, "-c", ECHO, *words)
             assert server.stdout
             assert server.stdout.readline() == "ready\n"
@@ -73,23 +76,20 @@ def config(lab: Lab, forwarding: str, listen: str) -> str:
     return text[:start] + f"vips = [{vips}]" + text[end:]
 
 
-@pytest.fixture
-def daemon(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    daemon = lab.daemon(config(lab, request.param, f'"proto/{NUMBER}", "tcp/80"'))
-    yield daemon
-    daemon.stop()
-    # Where there are no ports, client and backend have one connection, and another way cannot begin it anew.
-    lab.balancer.run("conntrack", "-F")
-
-
-@pytest.mark.parametrize("daemon", FORWARDINGS, indirect=True)
-def test_other_protocols_and_each_address_of_a_network(lab: Lab, daemon: Daemon) -> None:
+@pytest.mark.parametrize("forwarding", FORWARDINGS)
+def test_other_protocols_and_each_address_of_a_network(lab: Lab, forwarding: str) -> None:
+    number = NUMBERS[forwarding]
+    daemon = lab.daemon(config(lab, forwarding, f'"proto/{number}", "tcp/80", "sctp/2905"'))
     names = {each.name for each in lab.backends}
     for vips in INSIDE:
         for vip in vips:
-            assert ask(lab, vip, NUMBER) in names
+            assert ask(lab, vip, number) in names
             url = f"http://[{vip}]/" if ":" in vip else f"http://{vip}/"
             assert lab.client.run("curl", "-sg", url).stdout.strip() in names
+    if forwarding == "rewrite":  # the kernel's NAT wants whole associations
+        for vips in INSIDE:
+            assert ask(lab, vips[0], SCTP, "03e80b59" + "00" * 8) in names
+            assert ask(lab, vips[0], SCTP, "03e80b58" + "00" * 8, 0.3) == "nothing"
     nobody = lab.client.run("curl", "-s", "-m", "5", f"http://{INSIDE[0][0]}:81/", check=False)
     assert nobody.returncode == 7  # refused by the balancer itself, not passed around
     lab.balancer.ip(f"route del local {NETWORKS[0]} dev public")
@@ -143,4 +143,3 @@ def test_what_rules_of_the_operators_mark_goes_by_the_mark(lab: Lab, forwarding:
         for source in sources[:2]:
             mark(source, "-D")
     daemon.stop()
-    lab.balancer.run("conntrack", "-F")

@@ -303,7 +303,7 @@ def test_what_is_written_reads_the_same(config: Config) -> None:
     assert parse_toml(to_toml(config), "f").config() == config
 
 
-@pytest.mark.parametrize("text", ["tcp/", "tcp/80-", "tcp/90-80", "icmp/1", "sctp", "", "tcp/1-2-3", "tcp/-"])
+@pytest.mark.parametrize("text", ["tcp/", "tcp/80-", "tcp/90-80", "icmp/1", "dccp", "", "tcp/1-2-3", "tcp/-"])
 def test_what_no_listener_is(text: str) -> None:
     with pytest.raises(ValidationError, match="expected"):
         Listener.model_validate(text)

@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 from building import service
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
+from scapy.layers.sctp import SCTP, SCTPChunkData
 from scapy.packet import Raw
 from world import BACKENDS, CLIENT, ROUTER, VIP, World
 
 from loaded_mp.config.model import Config
+from loaded_mp.datapath.messages import HOOK_PREROUTING
 from loaded_mp.fields import Listener, port_range
 from loaded_mp.network.rules import limits
 from loaded_mp.packet.reasons import Reason
@@ -34,13 +38,17 @@ def other(version: int, source: str, destination: str, number: int = GRE) -> Any
         ("proto/47", ""),
         ("proto/1", "expected icmp, as protocol 1 is called here"),
         ("proto/6", "expected tcp"),
+        ("proto/132", "expected sctp"),
+        ("sctp", ""),
+        ("sctp/2905", ""),
+        ("sctp/2905-2910", ""),
         ("proto/58", "expected icmp"),
         ("proto/51", "expected another protocol: this one does not bear other addresses"),
         ("proto/0", "expected another protocol"),
         ("proto/256", "expected proto/NUMBER, the protocol's number from 1 to 255"),
         ("proto", "expected proto/NUMBER"),
         ("proto/gre", "expected proto/NUMBER"),
-        ("gre", "expected tcp, udp, icmp, proto/NUMBER or mark/NUMBER"),
+        ("gre", "expected tcp, udp, sctp, icmp, proto/NUMBER or mark/NUMBER"),
         ("mark/7", ""),
         ("mark/4294967295", ""),
         ("mark/0", "expected mark/NUMBER, a netfilter mark other than 0"),
@@ -78,6 +86,7 @@ def test_a_protocol_by_its_number_has_a_service_of_its_own(version: int) -> None
     [
         (["proto/47", "tcp/80"], 4, ["-p 47", "-p tcp --dport 80"]),
         (["proto/47", "icmp"], 6, ["-p 47", "-p icmpv6"]),
+        (["sctp/2905", "sctp/7-9"], 6, ["-p sctp --dport 2905", "-p sctp --dport 7:9"]),
         (["mark/0x10", "tcp/80"], 4, ["-m mark --mark 0x10", "-p tcp --dport 80"]),
     ],
 )
@@ -155,3 +164,39 @@ def test_a_mark_of_the_operators_says_which_service(version: int) -> None:
 
 def test_backends_of_what_goes_by_a_mark_have_no_ports_of_their_own() -> None:
     assert port_range([Listener.model_validate(each) for each in ("mark/7", "tcp/80")]) is None
+
+
+def sctp(version: int, source: str, destination: str, sport: int, dport: int, data: bytes = b"x") -> Any:
+    layer = (IP if version == 4 else IPv6)(src=source, dst=destination)
+    return layer / SCTP(sport=sport, dport=dport, tag=7) / SCTPChunkData(data=data)
+
+
+@both
+@settings(deadline=None, max_examples=40)
+@given(st.binary(max_size=200))
+def test_sctp_goes_by_its_ports_and_keeps_its_checksum(version: int, data: bytes) -> None:
+    first, second = BACKENDS[version][:2]
+    world = World(
+        service("signals", [VIP[version]], {first: 1}, listen=["sctp/2905"], affinity="connection"),
+        service("others", [VIP[version]], {second: 1}, listen=["sctp"]),
+    )
+    client, vip = CLIENT[version], VIP[version]
+    for port, backend in ((2_905, first), (2_906, second)):
+        request = sctp(version, client, vip, 1_000, port, data)
+        expected = bytes(sctp(version, client, backend, 1_000, port, data))
+        assert world.request(request) == (Reason.OK, expected)
+        at = (20 if version == 4 else 40) + 8
+        unfinished = bytes(request)[:at] + bytes(4) + bytes(request)[at + 4 :]
+        decision, result = world.decide(unfinished, HOOK_PREROUTING, ready=False)
+        assert (decision.reason, result) == (Reason.OK, expected)
+        reply = sctp(version, backend, client, port, 1_000, data)
+        back = bytes(sctp(version, vip, client, port, 1_000, data))
+        assert world.reply(reply) == world.reply(reply, forgotten=True) == (Reason.OK, back)
+    several = world.decide(
+        bytes(sctp(version, client, vip, 1, 2_905)), HOOK_PREROUTING, ready=False, several=True
+    )
+    assert several[0].reason == Reason.CHECKSUM_UNFINISHED
+
+
+def test_backends_of_sctp_have_no_ports_of_their_own() -> None:
+    assert port_range([Listener.model_validate("sctp/2905")]) is None

@@ -220,7 +220,8 @@ def test_each_reason() -> None:
 
 def test_kinds() -> None:
     assert parsed(IP(proto=50) / bytes(24)).kind == h.KIND_ADDRESS
-    assert parsed(IP(proto=132) / bytes(24)).kind == h.KIND_ADDRESS
+    assert parsed(IP(proto=132) / bytes(24)).kind == h.KIND_PORTS
+    assert parsed(IP(proto=132) / bytes(11)).reason == Reason.TOO_SHORT
     assert parsed(IP(frag=5) / bytes(24)).kind == h.KIND_FRAGMENT
     assert parsed(IPv6() / IPv6ExtHdrFragment(offset=5, nh=17) / bytes(16)).kind == h.KIND_FRAGMENT
     assert parsed(IPv6() / ICMPv6ND_NS()).kind == h.KIND_LINK

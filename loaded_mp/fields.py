@@ -312,7 +312,7 @@ def port_range(listen: Sequence[Listener]) -> Ports | None:
 
     These are the ports that backends' own may stand for.
     """
-    # A mark may come with any port; the checksum of SCTP would have to be computed anew over the whole packet.
+    # A mark may come with any port; SCTP has a checksum that would have to be computed over the whole packet.
     if any(each.mark or each.protocol == "sctp" for each in listen):
         return None
     ranges = {each.ports for each in listen if each.ports}

@@ -17,7 +17,7 @@ _SHOWN = 30
 @click.command("explain")
 @click.argument("source")
 @click.argument("vip")
-@click.option("--protocol", default="tcp", show_default=True, help="tcp, udp, icmp or proto/NUMBER.")
+@click.option("--protocol", default="tcp", show_default=True, help="tcp, udp, sctp, icmp or proto/NUMBER.")
 @click.option("--port", type=click.IntRange(1, 65_535), metavar="N",
               help="Destination port. Default: whatever is answered.")  # fmt: skip
 @click.option("--mark", default="0", metavar="N",

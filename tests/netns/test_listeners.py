@@ -96,6 +96,7 @@ def test_other_protocols_and_each_address_of_a_network(lab: Lab, forwarding: str
     wait_until(
         lambda: NETWORKS[0] in lab.balancer.run("ip", "route", "show", "table", "local").stdout, "mended"
     )
+    daemon.stop()
 
 
 def test_a_network_goes_with_the_daemon(lab: Lab) -> None:

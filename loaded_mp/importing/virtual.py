@@ -86,10 +86,11 @@ def as_name(text: str) -> str:
 def services(virtual: Virtual, vips: list[Setting]) -> Iterator[Table]:
     """The services that come of it: addresses on which the same is answered share one.
 
-    `vips` are those of entrances that name no address.
+    `vips` are those of entrances that name no address, if a backend is of their family.
     """
     answered: dict[str, list[Entrance]] = {}
-    own: list[Setting | None] = [*vips] or [None]
+    families = {":" in server.address for server in virtual.servers}
+    own: list[Setting | None] = [vip for vip in vips if (":" in vip.value) in families] or [None]
     for entrance in virtual.entrances:
         for vip in [entrance.vip] if entrance.vip else own:
             answered.setdefault(vip.value if vip else "", []).append(entrance._replace(vip=vip))

@@ -259,7 +259,8 @@ def test_a_service_without_an_address_waits_for_one() -> None:
     found = imported(text)
     assert (found.toml, left_out(found)) == ("", ["2: listen web"])
     assert "--vip" in found.left_out[0].text
-    assert [str(each.ip) for each in one(text, "192.0.2.1", "192.0.2.2").vips] == ["192.0.2.1", "192.0.2.2"]
+    vips = one(text, "192.0.2.1", "2001:db8::1", "192.0.2.2").vips
+    assert [str(each.ip) for each in vips] == ["192.0.2.1", "192.0.2.2"]
 
 
 def test_to_listen_to_nothing_known_is_not_to_listen_to_everything() -> None:

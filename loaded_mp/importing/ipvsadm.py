@@ -162,7 +162,7 @@ def _timeouts(line: _Line, found: Found) -> Timeouts | None:
 def _virtual(line: _Line, option: str, timeouts: Timeouts | None) -> Virtual | None:
     """The service that -A begins; None if it has no address."""
     protocol, value = _PROTOCOLS[option], line.options[option]
-    word = Word(line.whole.place, f"-A {line.word(option).text}")
+    word = Word(line.whole.place, f"-A {line.word(option).text}{' -6' if '-6' in line.options else ''}")
     table = Table(word)
     if protocol == "mark":
         entrance = Entrance(None, Setting(f"mark/{value}", word), None)

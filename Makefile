@@ -38,11 +38,13 @@ bench: install
 	$(if $(QUICK),,$(BIN)/python tests/bench/paper.py --out docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/scale.py --out docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/checks.py --out docs/performance)
+	$(if $(QUICK),,$(BIN)/python tests/bench/schedulers.py docs/performance)
 	$(if $(QUICK),,$(BIN)/python tests/bench/page.py docs/performance)
 
 bench-lvs: PACKAGES += ipvsadm user-mode-linux kmod
 bench-lvs: install
 	$(BIN)/python tests/bench/guest.py docs/performance
+	$(BIN)/python tests/bench/ipvs.py docs/performance
 	$(BIN)/python tests/bench/page.py docs/performance
 
 check: install

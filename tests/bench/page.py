@@ -72,7 +72,7 @@ them, as more processes have to get a core for each request. The spread below sh
 CPU s is the busy time of all cores, kernel included, for each GB or each 1,000 requests or packets.
 
 {works}
-{lvs}{checks}## The paper's measurements (5.5)
+{lvs}{checks}{ipvs_schedulers}{schedulers}## The paper's measurements (5.5)
 
 The paper sent 488 MB over HTTP to 1 to 4 clients at once, through a Pentium III at 700 MHz and a network of
 100 Mbit/s, and measured IPv6 and IPv4 with a tool of its university beside a router and LVS. Here is the same
@@ -150,6 +150,139 @@ do not fail by that.
 """
 
 
+_IPVS = """## Schedulers beside IPVS
+
+`sudo make bench-lvs` ([ipvs.json](ipvs.json)) lets the same TCP connections begin and end in IPVS, in a
+guest with Linux {kernel}, and here: {connections:,} of them, by the weights 1 1 1 1, 5 3 2 1 and 7 20 4 12,
+and by 5 3 2 1 with limits (`-x -y`: 6 3, 4 -, 9 8, none). The same choice, up to the first that is another:
+
+| scheduler | connections | the same choice |
+|---|---|---|
+{choices}
+
+`wrr` gives backends the same connections in another order: here it is smooth, so that a heavy backend does
+not get several in a row. Of rounds of as many connections as the weights sum up to, as many are shared by
+weight: {rounds}.
+
+Hashing schedulers hash otherwise and have the same properties, with {backends} backends of one weight: who
+comes again gets the same backend; the one that gets most has so many times the mean; and when one backend
+goes, so many of the others' clients move.
+
+| scheduler | clients, or VIPs | come again to the same | most, of the mean | move |
+|---|---|---|---|---|
+{hashing}
+
+Deliberately different:
+
+- IPVS goes through backends from the last that was added to the first; here it is the order of the file.
+- IPVS counts a connection that ended as 1/256 of one for as long as it remembers it (FIN: 120 s, RST: 10
+  s), which decides between equals; here it counts no more. For the comparison IPVS was told to forget after
+  1 s.
+- Who would go to a full backend by `sh`, `dh` or `mh` gets another one; IPVS drops the connection, unless
+  the service has the flag `fallback`. A full backend loses its VIPs with `lblc`; in IPVS it keeps them.
+- With `lblcr` a VIP has 16 backends at the most, and all but the first leave when none came for a day; in
+  IPVS it is the most loaded one that leaves.
+- This kernel of the guest has no `twos`.
+
+"""
+
+_SCHEDULERS = """## Schedulers and affinities
+
+`tests/bench/schedulers.py` ([schedulers.json](schedulers.json)): nanoseconds of a decision on a UDP packet,
+with {backends} backends of different weights and {flows:,} clients, in one process; and the rate as a share
+of that of `wrr`. All take turns in each of {rounds} rounds, and a share is the median of those of one
+round.
+
+| scheduler | a flow's first packet, ns | rate, of `wrr` | its other packets, ns | rate, of `wrr` |
+|---|---|---|---|---|
+{costs}
+
+After a flow's first packet the scheduler does not matter. At the first, those that compare open flows look
+at every backend, `twos` at two that nobody could have guessed, and `lblcr` at each place that a VIP has:
+they are more than 10 % slower there, which is nanoseconds of a packet that costs the kernel microseconds.
+With 1,000 backends it is more; what `twos` costs does not depend on their number.
+
+| `wlc` among so many backends | a flow's first packet, ns | rate, of `wrr` |
+|---|---|---|
+{many}
+
+A service with limits (`most_flows`) decides first packets at {limits} of the rate of one without. By
+affinity, of packets of flows that are there (`none` has no flows: each packet is picked for):
+
+| affinity | ns | rate, of `source` |
+|---|---|---|
+{affinities}
+
+## Spread and movement of hashing
+
+Maglev's table (`mh`) of 65,537 slots and a plain table (`sh`) with backends of one weight, and what becomes
+of clients whose backend stays when 1 % of the backends go, or one. The paper (Eisenbud et al., NSDI 2016,
+3.4) promises shares that differ by 1 % at the most where there are over 100 times as many slots as
+backends, and that few move.
+
+| | backends | fewest and most slots, of the mean | backends that go | clients of the others that move |
+|---|---|---|---|---|
+{hashing}
+
+"""
+
+
+def _ipvs(data: dict[str, Any]) -> str:
+    found: dict[str, list[int]] = {}
+    for name, each in data["choices"].items():
+        row = found.setdefault(name.partition(",")[0], [0, 0])
+        row[0] += each["choices"]
+        row[1] += each["same"]
+    choices = [f"| `{name}` | {came} | {same} |" for name, (came, same) in found.items() if name != "wrr"]
+    choices.append(f"| `wrr` | {found['wrr'][0]} | in another order |")
+    hashing = [
+        f"| `{name}`, {who} | {row['clients']:,} | {row['stay']:.0%} | {row['most']:.2f}"
+        f" | {row['moved']:.1%} |"
+        for name, both in data["hashing"].items()
+        for who, row in (("IPVS", both["ipvs"]), ("here", both["ours"]))
+    ]
+    total, theirs, ours = (
+        sum(each[who][place] for each in data["rounds"].values())
+        for who, place in (("ours", 0), ("ipvs", 1), ("ours", 1))
+    )
+    return _IPVS.format(
+        kernel=data["kernel"],
+        connections=sum(came for came, _ in found.values()),
+        choices="\n".join(choices),
+        rounds=f"{theirs} of {total} there, {ours} of {total} here",
+        backends=10,
+        hashing="\n".join(hashing),
+    )
+
+
+def _schedulers(data: dict[str, Any]) -> str:
+    costs = data["costs"]
+    return _SCHEDULERS.format(
+        backends=costs["backends"],
+        flows=costs["flows"],
+        rounds=costs["rounds"],
+        costs="\n".join(
+            f"| `{name}` | {first['ns']:.0f} | {first['of_base']:.2f} | {costs['known'][name]['ns']:.0f}"
+            f" | {costs['known'][name]['of_base']:.2f} |"
+            for name, first in costs["new"].items()
+        ),
+        many="\n".join(
+            f"| {row['backends']:,} | {row['ns']:,.0f} | {row['of_base']:.2f} |" for row in costs["many"]
+        ),
+        limits=f"{costs['limits']['of_base']:.2f}",
+        affinities="\n".join(
+            f"| `{name}` | {row['ns']:.0f} | {row['of_base']:.2f} |"
+            for name, row in costs["affinities"].items()
+        ),
+        hashing="\n".join(
+            f"| `{name}` | {row['backends']:,} | {row['fewest']:.3f} to {row['most']:.3f} | {row['gone']}"
+            f" | {row['moved']:.1%} |"
+            for name, rows in data["hashing"].items()
+            for row in rows
+        ),
+    )
+
+
 def _checks(data: dict[str, Any]) -> str:
     kinds, interval_s = data["kinds"], data["interval_s"]
     rows = (
@@ -194,6 +327,8 @@ def page(data: dict[str, Any]) -> str:
         ipvs=", and LVS with NAT" if has_ipvs else " (this kernel has no IPVS)",
         lvs=_beside_lvs(data["lvs"]) if "lvs" in data and not has_ipvs else "",
         checks=_checks(data["checks"]) if "checks" in data else "",
+        ipvs_schedulers=_ipvs(data["ipvs"]) if "ipvs" in data else "",
+        schedulers=_schedulers(data["schedulers"]) if "schedulers" in data else "",
         goals=goals_table(bench),
         works=table(bench),
         transfers=paper.table(data["paper"]),
@@ -231,8 +366,11 @@ def with_summary(readme: str, bench: dict[str, Any]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The data that the last run left; of LVS and of checks only where they were measured."""
-    parts = [*PARTS, *(part for part in ("lvs", "checks") if (folder / f"{part}.json").exists())]
+    """The data that the last run left; of some parts only where they were measured."""
+    parts = [
+        *PARTS,
+        *(part for part in ("lvs", "checks", "ipvs", "schedulers") if (folder / f"{part}.json").exists()),
+    ]
     return {part: json.loads((folder / f"{part}.json").read_text()) for part in parts}
 
 

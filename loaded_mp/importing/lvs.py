@@ -8,8 +8,8 @@ from loaded_mp.importing.virtual import Entrance, Way
 
 Timeouts = tuple[Setting, Setting, Setting]  #: seconds of TCP, TCP after a FIN, UDP; 0: as they are
 
-#: How long LVS keeps connections unless it is told so (net/netfilter/ipvs/ip_vs_proto_tcp.c and _udp.c).
-_TCP_S, _UDP_S = 900, 300
+#: How long LVS keeps connections unless it is told so (net/netfilter/ipvs/ip_vs_proto_*.c).
+_TCP_S, _UDP_S, _SCTP_S = 900, 300, 900
 #: Of a persistence that says none.
 PERSISTENCE_S = 360
 
@@ -82,6 +82,7 @@ def put_idle_times(
     for name, own, said, default_s in (
         ("tcp_idle_s", "tcp", tcp, _TCP_S),
         ("udp_idle_s", "udp", udp, _UDP_S),
+        ("other_idle_s", "sctp", None, _SCTP_S),
     ):
         if protocol not in (own, "mark"):
             continue

@@ -254,6 +254,12 @@ def test_a_word_that_is_left_out(text: str, word: str, why: str) -> None:
         assert any(why in each.text for each in found.left_out if each.key == word)
 
 
+def test_a_network_is_one_vip() -> None:
+    text = filled(KEEPALIVED)
+    assert [str(each) for each in one(text.replace("192.0.2.10", "192.0.2.20/28")).vips] == ["192.0.2.16/28"]
+    assert "at most 4,096" in imported(text.replace("192.0.2.10", "10.0.0.0/8")).left_out[-1].text
+
+
 def test_a_service_without_an_address_waits_for_one() -> None:
     text = filled(HAPROXY).replace("192.0.2.10:80", "*:80")
     found = imported(text)

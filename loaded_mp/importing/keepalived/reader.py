@@ -119,14 +119,12 @@ def _addresses(text: str) -> list[str]:
     first_text, dash, last_text = text.partition("-")
     try:
         if "/" in text:
-            network = ip_network(text, strict=False)
-            first, last = network[0], network[-1]
-        else:
-            first = ip_address(first_text)
-            separator = "." if first.version == 4 else ":"
-            if separator not in last_text:
-                last_text = f"{first_text.rpartition(separator)[0]}{separator}{last_text}"
-            last = ip_address(last_text) if dash else first
+            return [str(ip_network(text, strict=False))]
+        first = ip_address(first_text)
+        separator = "." if first.version == 4 else ":"
+        if separator not in last_text:
+            last_text = f"{first_text.rpartition(separator)[0]}{separator}{last_text}"
+        last = ip_address(last_text) if dash else first
     except ValueError:
         raise ValueError("expected an address, with or without a port behind it") from None
     if not 0 <= int(last) - int(first) < _MOST:

@@ -203,7 +203,7 @@ def misfits(
         if backend.port is not None and ports is None:
             yield (
                 who,
-                f"found the port {backend.port}, expected listen to name one port or range for it, of tcp or udp",
+                f"found the port {backend.port}, expected listen to name one port or range of tcp or udp",
             )
             continue
         mine = (ports or Ports(0, 0)).at(backend.port)

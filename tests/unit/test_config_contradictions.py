@@ -149,7 +149,11 @@ def test_what_is_large_does_not_take_long() -> None:
         (["tcp/5000-5010"], ["10.0.0.1:65526"], "found 10.0.0.1:65526, expected as many ports from 65526 on"),
         (["tcp/80", "tcp/443"], ["10.0.0.1:8080"], "found the port 8080, expected listen to name one port"),
         (["tcp"], ["10.0.0.1:8080"], "found the port 8080, expected listen to name one port or range"),
-        ([], ["10.0.0.1:8080"], "found the port 8080, expected listen to name one port or range for it"),
+        (
+            [],
+            ["10.0.0.1:8080"],
+            "found the port 8080, expected listen to name one port or range of tcp or udp",
+        ),
     ],
 )
 def test_ports_of_backends_fit_what_is_listened_to(

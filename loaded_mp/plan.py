@@ -399,7 +399,7 @@ def _notes(services: Services, host: Host) -> list[str]:
                 f"{network.public_interface} has only VIPs as IPv{family} addresses: of what backends start"
                 " themselves only queries to network.name_servers get an answer; see network.public_addresses"
             )
-    for mine in _vip_networks(config):
+    for mine in _vip_networks(config) if network.public_interface else ():
         found = "neighbours find them" if mine.version == 4 else "no neighbour finds them"
         notes.append(f"VIP {mine} is {mine.num_addresses:,} VIPs: {found}; have it routed to this host")
     return notes + [f"service {each.name}: {OPEN}" for each in config.services if not each.listen]

@@ -95,7 +95,9 @@ def daemon(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     daemon.stop()
 
 
-@pytest.mark.parametrize("daemon", FORWARDINGS, indirect=True)
+@pytest.mark.parametrize(
+    "daemon", [FORWARDINGS[0], pytest.param(FORWARDINGS[1], marks=pytest.mark.long)], indirect=True
+)
 def test_each_port_is_a_backend(lab: Lab, daemon: Daemon) -> None:
     for vip in VIPS:
         lines = [Line(lab.client, vip, source, 80) for source in lab.sources(vip)]
@@ -154,6 +156,7 @@ def test_a_connection_outlives_what_changes_beside_it(lab: Lab) -> None:
     daemon.stop()
 
 
+@pytest.mark.long
 def test_checks_ask_at_a_backends_own_port(lab: Lab) -> None:
     daemon = lab.daemon(config(lab, "rewrite", (8080, 8099)))
     first = lab.backends[0]

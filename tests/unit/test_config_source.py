@@ -71,7 +71,7 @@ def test_flags_alone_make_a_service() -> None:
         ({"backends": ("192.0.2.10",)}, "--vip 192.0.2.10: 192.0.2.10 is a backend too"),
         ({"vips": ()}, "--vip: found none, expected at least one"),
         ({"vips": ("x",)}, "--vip x: found 'x', expected an address"),
-        ({"ports": ("80",)}, "--port 80: found '80', expected tcp, udp, sctp, icmp, proto/NUMBER or mark/NUMBER"),
+        ({"ports": ("80",)}, "--port 80: found '80', expected tcp, udp, sctp, icmp"),
         ({"check_port": "http"}, "--check-port http: found 'http', expected a whole number"),
         ({"failover": True}, "-f: expected --check-port PORT beside it"),
         ({"path": Path("f")}, "-c f: found a file and --vip or --backend, expected one of them"),

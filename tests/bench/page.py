@@ -190,8 +190,7 @@ _SCHEDULERS = """## Schedulers and affinities
 
 `tests/bench/schedulers.py` ([schedulers.json](schedulers.json)): nanoseconds of a decision on a UDP packet,
 with {backends} backends of different weights and {flows:,} clients, in one process; and the rate as a share
-of that of `wrr`. All take turns in each of {rounds} rounds, and a share is the median of those of one
-round.
+of that of `wrr`, which takes its turn directly before each: the median of {rounds} such shares.
 
 | scheduler | a flow's first packet, ns | rate, of `wrr` | its other packets, ns | rate, of `wrr` |
 |---|---|---|---|---|

@@ -1,7 +1,7 @@
 """What schedulers and affinities cost, and how hashing ones spread.
 
 python tests/bench/schedulers.py FOLDER writes schedulers.json there.
-Each takes its turn in every round; a ratio is the median over those of one round.
+Each takes its turn in every round, directly after what it is compared with; a ratio is the median of these.
 """
 
 import json
@@ -26,7 +26,7 @@ from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import Candidates
 from loaded_mp.supervisor.backends import Backends
 
-_ROUNDS = 21
+_ROUNDS = 31
 _FLOWS = 100_000
 _BACKENDS = 10
 _SIZE = 65_537
@@ -81,20 +81,21 @@ class Candidate:
 def _beside(candidates: dict[str, Candidate], base: str, first: bool = True) -> Costs:
     """Nanoseconds of each, its rate as a share of that of `base`; `first`: of packets that begin flows."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    shares: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(_ROUNDS + 1):
         for name, each in candidates.items():
-            if first:
-                each.forget()
-            took_ns = each.decide()
+            # One directly after the other: this machine is not the same a moment later.
+            base_ns, took_ns = (_turn(candidate, first) for candidate in (candidates[base], each))
             if turn:  # what was touched the first time is in memory then
                 times[name].append(took_ns)
-    return {
-        name: {
-            "ns": median(took),
-            "of_base": median(b / a for a, b in zip(took, times[base], strict=True)),
-        }
-        for name, took in times.items()
-    }
+                shares[name].append(base_ns / took_ns)
+    return {name: {"ns": median(times[name]), "of_base": median(shares[name])} for name in candidates}
+
+
+def _turn(candidate: Candidate, first: bool) -> float:
+    if first:
+        candidate.forget()
+    return candidate.decide()
 
 
 def costs() -> dict[str, Any]:

@@ -190,7 +190,8 @@ _SCHEDULERS = """## Schedulers and affinities
 
 `tests/bench/schedulers.py` ([schedulers.json](schedulers.json)): nanoseconds of a decision on a UDP packet,
 with {backends} backends of different weights and {flows:,} clients, in one process; and the rate as a share
-of that of `wrr`, which takes its turn directly before each: the median of {rounds} such shares.
+of that of `wrr`, which takes its turn directly before each: the median of {rounds} such
+shares. What is said of `wrr` and `source` themselves shows how exact that is.
 
 | scheduler | a flow's first packet, ns | rate, of `wrr` | its other packets, ns | rate, of `wrr` |
 |---|---|---|---|---|

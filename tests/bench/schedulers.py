@@ -78,14 +78,15 @@ class Candidate:
         return took_ns / _FLOWS
 
 
-def _beside(candidates: dict[str, Candidate], base: str, first: bool = True) -> Costs:
+def _beside(candidates: dict[str, Candidate], base: Candidate, first: bool = True) -> Costs:
     """Nanoseconds of each, its rate as a share of that of `base`; `first`: of packets that begin flows."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     shares: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(_ROUNDS + 1):
         for name, each in candidates.items():
-            # One directly after the other: this machine is not the same a moment later.
-            base_ns, took_ns = (_turn(candidate, first) for candidate in (candidates[base], each))
+            # One directly after the other: this machine is not the same a moment later. None is its own base:
+            # it would find its memory in the caches.
+            base_ns, took_ns = _turn(base, first), _turn(each, first)
             if turn:  # what was touched the first time is in memory then
                 times[name].append(took_ns)
                 shares[name].append(base_ns / took_ns)
@@ -101,21 +102,22 @@ def _turn(candidate: Candidate, first: bool) -> float:
 def costs() -> dict[str, Any]:
     """Of all schedulers and affinities, and of schedulers that look at each backend by their number."""
     names = {name: Candidate(name) for name in SCHEDULERS}
-    limited = {"wrr": Candidate("wrr"), "wrr, limits": Candidate("wrr", most_flows=_FLOWS)}
+    base = Candidate("wrr")
+    limited = {"wrr, limits": Candidate("wrr", most_flows=_FLOWS)}
     affinities = {each: Candidate("wrr", each) for each in AFFINITIES}
     data: dict[str, Any] = {
         "backends": _BACKENDS,
         "rounds": _ROUNDS,
         "flows": _FLOWS,
-        "new": _beside(names, "wrr"),
-        "known": _beside(names, "wrr", first=False),
-        "limits": _beside(limited, "wrr")["wrr, limits"],
-        "affinities": _beside(affinities, "source", first=False),
+        "new": _beside(names, base),
+        "known": _beside(names, base, first=False),
+        "limits": _beside(limited, base)["wrr, limits"],
+        "affinities": _beside(affinities, base, first=False),
         "many": [],
     }
     for backends in (10, 100, 1_000):
-        both = {name: Candidate(name, backends=backends) for name in ("wrr", "wlc")}
-        data["many"].append({"backends": backends, **_beside(both, "wrr")["wlc"]})
+        both = [Candidate(name, backends=backends) for name in ("wrr", "wlc")]
+        data["many"].append({"backends": backends, **_beside({"wlc": both[1]}, both[0])["wlc"]})
     return data
 
 

@@ -203,7 +203,7 @@ def _test(chain: AddChain) -> None:
 def _rules(config: Config, attempt: Callable[[AddChain], None]) -> Iterator[Finding]:
     names = config.network.public_interface, config.network.private_interface
     links = {name: Link(True, 1500) for name in names if name}
-    host = Host(links, (), (), sysctls.read_sysctls(), iptables.variant())
+    host = Host(links, (), (), sysctls.read_sysctls(), iptables=iptables.variant())
     changes = plan(services_of(config), host).changes
     chains = [change for change in changes if isinstance(change, AddChain)]
     for family in sorted({chain.family for chain in chains}):

@@ -7,7 +7,7 @@ rp_filter is left alone, also where it is strict (1): requests are rewritten bef
 routing, so that the filter sees clients and backends on the interfaces on which they live.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
@@ -69,11 +69,14 @@ def plan(services: Services, host: Host) -> Plan:
                 f"{key}: this host has no interface {name!r}; it has {', '.join(sorted(host.links))}"
             )
     addresses = _addresses(config, host)
+    routes = _routes(services, host, addresses)
+    _require_on_link(services, host, [*addresses, *routes])
+    _require_foreign_sources(services, host)
     changes: list[Change] = [
         *_interfaces_up(config, host),
         *_sysctls(services, host),
         *(address for address in addresses if not address.vip),
-        *_routes(services, host, addresses),
+        *routes,
         *(chain for family in services.families for chain in _chains(services, host, family)),
         *(address for address in addresses if address.vip),
         *_local_routes(config, host),
@@ -181,18 +184,44 @@ def _vip_networks(config: Config) -> dict[Network, str]:
 
 
 def _routes(services: Services, host: Host, added: Sequence[AddAddress]) -> list[AddRoute]:
-    """To the backends, where neither a route (the default does not count) nor an address leads there."""
-    link = services.config.network.private_interface
-    if not link:
-        return []
+    """Where neither a route (the default does not count) nor an address leads there."""
+    network = services.config.network
     reached = [*host.routes, *(address.network for _, address in host.addresses)]
     reached += [change.address.network for change in added]
-    return [
-        AddRoute(link=link, network=network, why="the backends are on this interface")
+    wanted = [
+        (link, there, why)
         for family in services.families
-        for network in _backend_networks(services, family)
-        if not any(_covers(route, network) for route in reached)
+        for link, networks, why in (
+            (
+                network.private_interface,
+                _backend_networks(services, family),
+                "the backends are on this interface",
+            ),
+            (
+                network.public_interface,
+                _sources(services.of_family(family), family),
+                "rp_filter lets packets of tunnels pass, as if they came from there",
+            ),
+        )
+        for there in networks
     ]
+    return [
+        AddRoute(link=link, network=there, why=why)
+        for link, there, why in wanted
+        if link and not any(_covers(route, there) for route in reached)
+    ]
+
+
+def _require_foreign_sources(services: Services, host: Host) -> None:
+    """Raise NetworkError if a source of tunnels' packets is an address of this host."""
+    for family in services.families:
+        for network in _sources(services.of_family(family), family):
+            for own in _own_addresses(services, host, family):
+                if own.ip in network:
+                    raise NetworkError(
+                        f"tunnel.sources: {network} holds {own.ip} of this host, as which the kernel forwards"
+                        " nothing; name a network that nobody has"
+                    )
 
 
 def _covers(route: Network, network: Network) -> bool:
@@ -201,6 +230,25 @@ def _covers(route: Network, network: Network) -> bool:
         and 0 < route.prefixlen <= network.prefixlen
         and network.network_address in route
     )
+
+
+def _require_on_link(services: Services, host: Host, added: Sequence[AddAddress | AddRoute]) -> None:
+    """Raise NetworkError if a backend that has to be on a link is reached by a gateway."""
+    links = [*host.routes, *(address.network for _, address in host.addresses)]
+    links += [each.address.network if isinstance(each, AddAddress) else each.network for each in added]
+    links = [network for network in links if network not in host.gateways]
+    for part in services.parts:
+        forwarding = part.service.forwarding
+        for backend in part.backends.values() if FORWARDINGS[forwarding].on_link else ():
+            by_link, by_gateway = (
+                max((each.prefixlen for each in networks if backend.address.ip in each), default=-1)
+                for networks in (links, host.gateways)
+            )
+            if by_gateway > by_link:
+                raise NetworkError(
+                    f"service {part.service.name}: backend {backend.address.ip} is reached by a gateway; with"
+                    f' forwarding = "{forwarding}" a backend has to be on a link of this host'
+                )
 
 
 def _sysctls(services: Services, host: Host) -> list[SetSysctl]:
@@ -327,9 +375,11 @@ def _side(services: Services, host: Host, family: Family, forwarding: str) -> Si
     return Side(
         family,
         _vips(here),
+        bool(_each_vip(here) & _each_vip(part for part in parts if part not in here)),
         _backends(here),
         {number: part.service.listen for part in here for number in part.backends},
         networks,
+        _sources(here, family),
         tuple(server for server in config.network.name_servers if server.version == family),
         tuple(
             address
@@ -341,6 +391,17 @@ def _side(services: Services, host: Host, family: Family, forwarding: str) -> Si
         _narrow_mtu(config, host),
         any(link.mtu > LONGEST_PACKET + 3 for name, link in host.links.items() if name != "lo"),
     )
+
+
+def _each_vip(parts: Iterable[Part]) -> set[Address]:
+    return {vip for part in parts for vip in part.vips.values()}
+
+
+def _sources(parts: Iterable[Part], family: Family) -> tuple[Network, ...]:
+    """The sources of packets that carry others."""
+    carrying = [part.service for part in parts if FORWARDINGS[part.service.forwarding].carries]
+    networks = (network for service in carrying for network in service.tunnel.sources)
+    return tuple(dict.fromkeys(network for network in networks if network.version == family))
 
 
 def _vips(parts: Sequence[Part]) -> dict[Address | Network, tuple[Listener, ...]]:

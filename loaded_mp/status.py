@@ -41,7 +41,7 @@ class BackendStatus(_Model):
     flows: int  #: open now
     most_flows: int | None = None  #: with so many it gets no new ones; None: no limit
     full: bool = False  #: whether it gets none because of that
-    counters: dict[str, int]  #: see BackendCounter
+    counters: dict[str, int]  #: see BackendCounter; those of replies only where they pass this machine
     rates: dict[str, float]  #: of the same, per second
 
 

@@ -1,7 +1,7 @@
 """The status as `ipvsadm -L -n --stats` and `--rate` print theirs, for eyes and scripts that know these.
 
 LVS counts for each virtual service, loaded-mp for each service: what its backends have counted stands under
-each of its VIPs and listeners.
+each of its VIPs and listeners. As in LVS, replies that do not pass this machine count as none.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def _virtual(service: ServiceStatus, vip: str, rates: bool) -> Iterator[str]:
 
 def _figures(backend: BackendStatus, rates: bool) -> list[int]:
     source: dict[str, float] = {**(backend.rates if rates else backend.counters)}
-    return [round(source[name]) for name in _COLUMNS]
+    return [round(source.get(name, 0)) for name in _COLUMNS]
 
 
 def _at(address: str, listener: Listener | None) -> str:

@@ -79,8 +79,13 @@ def _backend(backend: BackendStatus) -> Text:
     totals = [f"{backend.flows:,}", _count(counters["new_flows"])]
     seconds = ["", f"{_count(rates['new_flows'])}/s"]
     for direction in ("to_backend", "to_client"):
-        totals += [_count(counters[f"{direction}_packets"]), _size(counters[f"{direction}_bytes"])]
-        seconds += [f"{_count(rates[f'{direction}_packets'])}/s", f"{_size(rates[f'{direction}_bytes'])}/s"]
+        packets, octets = f"{direction}_packets", f"{direction}_bytes"
+        if packets in counters:
+            totals += [_count(counters[packets]), _size(counters[octets])]
+            seconds += [f"{_count(rates[packets])}/s", f"{_size(rates[octets])}/s"]
+        else:  # they do not pass this machine
+            totals += ["-", "-"]
+            seconds += ["", ""]
     said = f"  {state(backend)}, weight {backend.effective_weight}/{backend.weight}"
     if backend.most_flows:
         said += f", {'full: ' if backend.full else ''}at most {backend.most_flows:,} flows"
@@ -102,7 +107,7 @@ def _row(first: str, *figures: str) -> str:
     line = f"{'':{_FIRST_WIDTH}}{cells}"
     if len(first) >= len(line) - len(line.lstrip()):
         return f"{first}\n{line}"
-    return first + line[len(first) :]
+    return (first + line[len(first) :]).rstrip()
 
 
 def _count(number: float) -> str:

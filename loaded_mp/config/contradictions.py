@@ -22,6 +22,7 @@ from loaded_mp.fields import (
     addresses_of,
     port_range,
 )
+from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import MAX_VIPS
 
 Contradiction = tuple[tuple[str | int, ...], str]
@@ -39,6 +40,7 @@ class _Service:
     listen: tuple[Listener, ...] | None  #: None: it could not be read
     backends: dict[int, Endpoint]  #: by their row
     checks: list[tuple[tuple[str | int, ...], dict[str, Any]]]  #: with their places in the service
+    forwarding: str  #: empty: what is the default, or could not be read
     idle: bool  #: no backend has a weight, and nobody said so
     whole: bool  #: every VIP and backend could be read
     discovers: bool  #: backends may come later
@@ -105,6 +107,7 @@ def _service(number: int, table: dict[str, Any]) -> _Service:
         tuple(each for each in listen if each) if all(listen) else None,
         {row: backend for row, backend in backends.items() if backend},
         _checks(table.get("checks")),
+        forwarding if isinstance(forwarding := table.get("forwarding"), str) else "",
         bool(rows) and all(each.get("weight") == 0 for _, each in rows) and not table.get("all_zero"),
         bool(vips and backends) and all(vips.values()) and all(backends.values()),
         isinstance(table.get("discovery"), dict),
@@ -186,7 +189,7 @@ def _within(service: _Service) -> Iterator[Contradiction]:
         if service.whole and backend.version not in offered:
             yield place, f"no VIP has an IPv{backend.version} address, expected one for {backend}"
     if service.listen is not None:
-        for row, text in misfits(service.listen, service.backends.items()):
+        for row, text in misfits(service.listen, service.forwarding, service.backends.items()):
             yield (*here, "backends", row, "address"), text
         for where, check in service.checks:
             if _lacks_a_port(check) and port_range(service.listen) is None:
@@ -194,10 +197,11 @@ def _within(service: _Service) -> Iterator[Contradiction]:
 
 
 def misfits(
-    listen: Sequence[Listener], backends: Iterable[tuple[Who, Endpoint]]
+    listen: Sequence[Listener], forwarding: str, backends: Iterable[tuple[Who, Endpoint]]
 ) -> Iterator[tuple[Who, str]]:
-    """Backends of a service whose ports fit neither what it listens to nor each other; and why."""
+    """Backends of a service whose ports fit neither it nor each other; and why."""
     ports = port_range(listen)
+    ports_stay = forwarding in FORWARDINGS and FORWARDINGS[forwarding].ports_stay
     seen: dict[Address, list[int]] = {}  #: the first ports, in ascending order
     for who, backend in backends:
         if backend.port is not None and ports is None:
@@ -206,6 +210,11 @@ def misfits(
                 f"found the port {backend.port}, expected listen to name one port or range of tcp or udp",
             )
             continue
+        if ports_stay and ports and backend.port not in (None, ports.first):
+            yield (
+                who,
+                f'found the port {backend.port}, expected none: forwarding = "{forwarding}" changes none',
+            )
         mine = (ports or Ports(0, 0)).at(backend.port)
         if mine.last > LAST_PORT:
             yield who, f"found {backend}, expected as many ports from {backend.port} on as listen names"

@@ -1,6 +1,7 @@
 """What a configuration is. The readers (TOML, classic file, flags) only fill in these models."""
 
 import re
+from ipaddress import ip_network
 from math import isqrt
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +31,7 @@ from loaded_mp.fields import (
     InterfaceField,
     InterfaceName,
     Listener,
+    Network,
     NetworkField,
     OpenFlows,
     Ports,
@@ -193,6 +195,27 @@ class Observe(Settings):
     most_share: float = Field(default=0.5, ge=0, le=1)  #: of a service's backends that may be down by this
 
 
+class Tunnel(Settings):
+    """How packets are put into others for backends, with forwarding = "tunnel"."""
+
+    kind: Literal["ipip", "gue"] = "ipip"  #: IP in IP, or in UDP (generic UDP encapsulation, direct)
+    port: int = Field(default=6080, ge=1, le=65_535)  #: UDP port of the backends, for gue
+    #: Their source addresses: a network of each family of which this machine has no address.
+    sources: tuple[NetworkField, ...] = (ip_network("192.0.0.0/29"), ip_network("100::/64"))
+
+    @field_validator("sources", mode="after")
+    @classmethod
+    def _one_of_each_family(cls, sources: tuple[Network, ...]) -> tuple[Network, ...]:
+        """Those that are left out are the default ones."""
+        families = [each.version for each in sources]
+        if len(families) != len(set(families)):
+            raise ValueError("sources: found several networks of a family, expected one")
+        if long := next((each for each in sources if each.num_addresses > 1 << 64), None):
+            raise ValueError(f"sources: found {long}, expected /64 or a smaller network")
+        others = [each for each in cls.model_fields["sources"].default if each.version not in families]
+        return (*sources, *others)
+
+
 class Service(Settings):
     """VIPs, what is answered on them, and the backends that answer."""
 
@@ -206,6 +229,7 @@ class Service(Settings):
     affinity: ClientAffinity = ClientAffinity(kind="source")
     tcp_fin_idle_s: IdleSeconds = 120  #: of a connection that one end has ended, with affinity = "connection"
     forwarding: Annotated[str, one_of(FORWARDINGS)] = "rewrite"  #: who writes the addresses
+    tunnel: Tunnel = Tunnel()
     tcp_idle_s: IdleSeconds = 7_500  #: more than TCP's keepalive of 7,200 (RFC 9293, 3.8.4)
     udp_idle_s: IdleSeconds = 300
     other_idle_s: IdleSeconds = 60
@@ -275,6 +299,12 @@ class Service(Settings):
     def _limits_have_means(self) -> Self:
         if self.limits_flows and self.affinity.kind == "none":
             raise ValueError('most_flows: expected another affinity than "none": it has no flows to count')
+        return self
+
+    @model_validator(mode="after")
+    def _tunnel_is_used(self) -> Self:
+        if self.tunnel != Tunnel() and self.forwarding != "tunnel":
+            raise ValueError(f'tunnel: found forwarding = "{self.forwarding}", expected "tunnel"')
         return self
 
     @model_validator(mode="after")

@@ -118,13 +118,15 @@ def to_toml(config: Config) -> str:
     if network := _table(config.network):
         lines += ["", "[network]", *network]
     for service in config.services:
-        lines += ["", "[[service]]", *_table(service, ("backends", "checks", "discovery"))]
+        lines += ["", "[[service]]", *_table(service, ("backends", "checks", "discovery", "tunnel"))]
         header = "[service.check]" if len(service.checks) == 1 else "[[service.check]]"
         for check in service.checks:
             kind = [] if isinstance(check, CHECKS[0]) else [f"type = {toml_value(check.type)}"]
             lines += ["", header, *kind, *_table(check)]
         if service.discovery:
             lines += ["", "[service.discovery]", *_table(service.discovery)]
+        if tunnel := _table(service.tunnel):
+            lines += ["", "[service.tunnel]", *tunnel]
         for backend in service.backends:
             lines += ["", "[[service.backend]]", *_table(backend)]
     return "\n".join(lines).lstrip("\n") + "\n"

@@ -23,10 +23,11 @@ from loaded_mp.datapath.lookup import (
 )
 from loaded_mp.datapath.messages import NF_ACCEPT, NF_DROP, NF_REPEAT, Decision, Queued, from_client
 from loaded_mp.datapath.picks import NO_BACKEND
+from loaded_mp.datapath.tunnels import fits_into_tunnel, put_into_tunnel, tell_by_tunnel
 from loaded_mp.datapath.work import Work
 from loaded_mp.memory.counters import BackendCounter
-from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, REJECTED, VIP
-from loaded_mp.memory.snapshot import Answer, Flag, ListenerColumn, PortColumn, ServiceColumn
+from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, REJECTED, TUNNEL, VIP
+from loaded_mp.memory.snapshot import Answer, Flag, ListenerColumn, PortColumn, ServiceColumn, Snapshot
 from loaded_mp.packet.address import address_length, destination_at, read_address, source_at
 from loaded_mp.packet.header import KIND_ERROR, KIND_FRAGMENT, KIND_LINK, KIND_PORTS, SCTP, TCP, Header, parse
 from loaded_mp.packet.reasons import FATES, Fate, Reason
@@ -53,6 +54,10 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
     header = parse(packet, queued.start, queued.end, queued.cut)
     asks = from_client(queued)
     reason, backend, mark = header.reason, -1, 0
+    if queued.mark == TUNNEL and reason == Reason.OK and header.kind == KIND_ERROR and not queued.cut:
+        end = tell_by_tunnel(packet, header, work)
+        reason = Reason.OK if end else Reason.NO_FLOW
+        return Decision(NF_ACCEPT, end > 0, end, 0, reason)
     if reason == Reason.OK:
         if asks:
             reason, backend, mark = _to_backend(packet, header, queued.mark, work)
@@ -68,17 +73,24 @@ def decide(packet: Bytes, queued: Queued, work: Work) -> Decision:
             fate == Fate.PASS_UNLESS_FLOW and not _may_have_flow(packet, queued, header, work)
         )
         return Decision(NF_ACCEPT if passes else NF_DROP, False, 0, 0, reason)
-    if mark & BACKEND_MASK == BACKEND:
-        return Decision(NF_REPEAT, False, 0, mark, Reason.OK)
-    if queued.cut:
+    marked, carried = mark & BACKEND_MASK == BACKEND, mark == TUNNEL
+    if not marked and (queued.cut or (carried and not fits_into_tunnel(header, backend, work))):
         return Decision(NF_DROP, False, 0, 0, Reason.CUT)
-    if _is_tcp(header) and _is_turned(packet, header, asks, work.snapshot.backend_flags[backend]):
-        return Decision(NF_ACCEPT, True, make_reset(packet, header, queued.several), mark, Reason.OK)
-    if not queued.checksum_ready:
+    if carried and queued.several:
+        return Decision(NF_DROP, False, 0, 0, Reason.UNCUT)
+    turned = _is_tcp(header) and _is_turned(packet, header, asks, work.snapshot.backend_flags[backend])
+    end = header.end if carried else queued.end
+    if turned and not queued.cut:
+        end = make_reset(packet, header, queued.several)
+    elif marked:
+        return Decision(NF_REPEAT, False, 0, mark, Reason.OK)
+    elif not queued.checksum_ready:
         if header.kind != KIND_PORTS or (header.protocol == SCTP and queued.several):
             return Decision(NF_DROP, False, 0, 0, Reason.CHECKSUM_UNFINISHED)
         complete_checksum(packet, header)
-    return Decision(NF_ACCEPT, True, queued.end, mark, Reason.OK)
+    if carried:
+        end = put_into_tunnel(packet, header, end, backend, work)
+    return Decision(NF_REPEAT if marked or carried else NF_ACCEPT, True, end, mark, Reason.OK)
 
 
 @compiled
@@ -119,11 +131,14 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
         return Reason.ENDED, -1, 0
     if snapshot.services[service][ServiceColumn.ANSWER] == Answer.MARK and not stops & Flag.ENDING:
         return Reason.OK, backend, BACKEND + backend
-    address = snapshot.backend_bytes[backend, : address_length(header.version)]
-    set_destination(packet, header, address, _backend_port(work, backend, ends))
+    mark = _unchanged(snapshot, service, backend)
+    if not mark:
+        address = snapshot.backend_bytes[backend, : address_length(header.version)]
+        set_destination(packet, header, address, _backend_port(work, backend, ends))
+        mark = VIP + snapshot.listeners[listener, ListenerColumn.VIP]
     _count_to_backend(work, backend, header)
     work.backends_counted[backend][BackendCounter.CONNECTIONS] += np.uint64(step == Step.BEGINS)
-    return Reason.OK, backend, VIP + snapshot.listeners[listener, ListenerColumn.VIP]
+    return Reason.OK, backend, mark
 
 
 @compiled
@@ -150,12 +165,24 @@ def _error_to_backend(
             backend = home_of(work, snapshot.listeners[marked, ListenerColumn.SERVICE], ends)
     if backend < 0:
         return (Reason.NO_FLOW if listener >= 0 else Reason.NO_SERVICE), -1, 0
+    _count_to_backend(work, backend, header)
+    mark = _unchanged(snapshot, snapshot.listeners[listener, ListenerColumn.SERVICE], backend)
+    if mark:
+        return Reason.OK, backend, mark
     address = snapshot.backend_bytes[backend, : address_length(header.version)]
     port = _backend_port(work, backend, ends)
     set_quoted_source(packet, header, quote, address, port)
     set_destination(packet, header, address, port)
-    _count_to_backend(work, backend, header)
     return Reason.OK, backend, VIP + snapshot.listeners[listener, ListenerColumn.VIP]
+
+
+@compiled
+def _unchanged(snapshot: Snapshot, service: int, backend: int) -> int:
+    """The mark of a packet that goes to a backend as it is; 0 where it gets other addresses."""
+    answer = snapshot.services[service][ServiceColumn.ANSWER]
+    if answer == Answer.DIRECT:
+        return BACKEND + backend
+    return TUNNEL if answer == Answer.TUNNEL else 0
 
 
 @compiled

@@ -39,7 +39,7 @@ def backend_for(work: Work, service: int, ends: Ends, step: int) -> int:
             return held
     first_s = _idle_s(work, service, ends.protocol)
     # Of a connection that the kernel goes on with, no second packet is seen.
-    if row[ServiceColumn.ANSWER] == Answer.REWRITE:
+    if row[ServiceColumn.ANSWER] != Answer.MARK:
         first_s = min(first_s, row[ServiceColumn.UNCONFIRMED_S])
     for _ in range(_TRIES):
         held = _go_on(work, service, flow, ends, step)

@@ -30,7 +30,8 @@ from loaded_mp.packet.reasons import Reason
 
 #: Packets read at once. More make no difference: a read of 64 small packets is shared by few system calls.
 BATCH = 64
-#: Bytes of a slot: 20 of headers, at most 490 of other attributes, 65,535 of payload attribute, VERDICT_TAIL.
+#: Bytes of a slot: 20 of headers, at most 490 of other attributes, 65,535 of payload attribute, VERDICT_TAIL
+#: and ROOM.
 _SLOT = 66_112
 #: Bytes of verdicts sent at once, so that the kernel need not find room for megabytes.
 _SEND_BYTES = 262_144

@@ -71,6 +71,14 @@ class Queue:
         queue._let_go = partial(os.close, descriptor)
         return queue
 
+    def take_whole(self, whole: bool) -> None:
+        """Whether packets that the kernel has joined (GSO) come whole, or each as it was on the wire.
+
+        Whoever serves the queue reads its socket, so no answer is asked for.
+        """
+        with socket.socket(fileno=os.dup(self.descriptor)) as connection:
+            self._send(connection, _whole(whole))
+
     def _configure(self, connection: socket.socket, length: int) -> None:
         receive_buffer = min(max(length * _BYTES_PER_PACKET, _MIN_RECEIVE_BUFFER), _MAX_RECEIVE_BUFFER)
         connection.setsockopt(socket.SOL_SOCKET, _SOL_SOCKET_RCVBUFFORCE, receive_buffer)
@@ -78,25 +86,12 @@ class Queue:
         # Or a full buffer would take nothing more until all of it has been read.
         connection.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         connection.settimeout(_ANSWER_TIMEOUT_S)
-        flags = struct.pack("!I", _CFG_F_GSO)
         attributes = (
             _attribute(_CFG_PARAMS, struct.pack("!IB", _COPY_RANGE, COPY_PACKET))
             + _attribute(_CFG_QUEUE_MAXLEN, struct.pack("!I", length))
-            + _attribute(_CFG_FLAGS, flags)
-            + _attribute(_CFG_MASK, flags)
+            + _whole(True)
         )
-        header = struct.pack(
-            "=IHHIIBBH",
-            20 + len(attributes),
-            _MSG_CONFIG,
-            _NLM_F_REQUEST | _NLM_F_ACK,
-            0,
-            0,
-            socket.AF_UNSPEC,
-            0,
-            socket.htons(self.number),
-        )
-        connection.sendto(header + attributes, (0, 0))
+        self._send(connection, attributes, _NLM_F_ACK)
         while True:
             answer = connection.recv(1 << 16)
             _, kind = struct.unpack_from("=IH", answer)
@@ -108,6 +103,27 @@ class Queue:
         connection.setblocking(True)
         timeout = struct.pack("@ll", 0, _RECEIVE_TIMEOUT_US)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+
+    def _send(self, connection: socket.socket, attributes: bytes, flags: int = 0) -> None:
+        header = struct.pack(
+            "=IHHIIBBH",
+            20 + len(attributes),
+            _MSG_CONFIG,
+            _NLM_F_REQUEST | flags,
+            0,
+            0,
+            socket.AF_UNSPEC,
+            0,
+            socket.htons(self.number),
+        )
+        connection.sendto(header + attributes, (0, 0))
+
+
+def _whole(whole: bool) -> bytes:
+    """Whether packets that the kernel has joined (GSO) come whole."""
+    return _attribute(_CFG_FLAGS, struct.pack("!I", _CFG_F_GSO if whole else 0)) + _attribute(
+        _CFG_MASK, struct.pack("!I", _CFG_F_GSO)
+    )
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

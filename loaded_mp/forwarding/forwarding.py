@@ -26,11 +26,13 @@ class Side:
 
     family: Family
     vips: Mapping[Address | Network, tuple[Listener, ...]]  #: what is answered on each; empty: everything
+    shared: bool  #: whether other services on these VIPs are forwarded in another way
     backends: Mapping[int, Endpoint]  #: by backend id
     listens: Mapping[
         int, tuple[Listener, ...]
     ]  #: what clients ask each of them for, by backend id; empty: everything
     networks: tuple[Network, ...]  #: of all backends
+    sources: tuple[Network, ...]  #: of tunnels' packets
     name_servers: tuple[Address, ...]
     own_addresses: tuple[Address, ...]  #: of this host, within `networks`
     queue: str  #: the queue target
@@ -93,6 +95,14 @@ class Forwarding(ABC):
     needs: ClassVar[str]
     #: What a worker does with a packet.
     answer: ClassVar[Answer]
+    #: What is counted of a backend.
+    counters: ClassVar[tuple[BackendCounter, ...]] = tuple(BackendCounter)
+    #: Whether a backend answers on the port that the client asked for.
+    ports_stay: ClassVar[bool] = False
+    #: Whether a backend has to be on a link of this machine.
+    on_link: ClassVar[bool] = False
+    #: Whether its packets carry others: they have sources of their own, and the kernel must join none.
+    carries: ClassVar[bool] = False
 
     @abstractmethod
     def chains(self, side: Side) -> Iterator[Chain]:
@@ -113,13 +123,14 @@ class Forwarding(ABC):
         """Let go of the connections that others than workers hold for a backend id. Raises NetworkError."""
 
 
-def unmarked(side: Side) -> Iterator[str]:
+def unmarked(side: Side, with_errors: bool = True) -> Iterator[str]:
     """Queue what may be a reply although conntrack has forgotten its connection, or takes it for invalid.
 
-    What backends begin themselves is none.
+    What backends begin themselves is none. `with_errors`: ICMP errors may be about packets to backends.
     """
     yield "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN"
-    yield from (words(error, side.queue) for error in errors(side.family))
+    if with_errors:
+        yield from (words(error, side.queue) for error in errors(side.family))
     yield "-p tcp --syn -j RETURN"
     yield (
         "-p icmp --icmp-type" if side.family == 4 else "-p icmpv6 --icmpv6-type"

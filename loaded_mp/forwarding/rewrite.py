@@ -13,14 +13,21 @@ fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-from loaded_mp.fields import Address, Endpoint, Network
-from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side, unmarked
-from loaded_mp.memory.marks import MISPLACED, VIP, VIP_MASK, WHOLE_MASK, matched
+from loaded_mp.fields import Address, Network
+from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side
+from loaded_mp.forwarding.queueing import (
+    DECIDED,
+    by_mark,
+    enter_by_mark,
+    goes_by_marks,
+    leave_by_mark,
+    misplaced,
+    replies,
+    requests,
+)
 from loaded_mp.memory.snapshot import Answer
-from loaded_mp.network.rules import HEADERS, LONGEST_PACKET, errors, limits, link_messages, words
+from loaded_mp.network.rules import HEADERS, LONGEST_PACKET, link_messages
 
-_BY_VIP = matched(VIP, VIP_MASK)
-_MISPLACED = matched(MISPLACED, WHOLE_MASK)
 _OWN_REQUESTS = "this host as a client of VIPs"
 
 
@@ -39,44 +46,20 @@ class Rewrite(Forwarding):
         """What replies need comes before LOADED-PREROUTING and LOADED-OUTPUT, which let flows begin."""
         if not side.vips:
             return
-        yield Chain(
-            "mangle", "POSTROUTING", "LOADED-POSTROUTING", tuple(_replies(side)), "replies of backends"
-        )
-        yield Chain("mangle", "INPUT", "LOADED-INPUT", tuple(_marked(side)), _OWN_REQUESTS)
-        # An operator's rules that set marks have to come before.
-        last = any(listener.mark for each in side.vips.values() for listener in each)
-        requests, own = tuple(_requests(side)), tuple(_for_vips(side))
-        yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", requests, "packets for VIPs", last=last)
+        rules = (*_short_segments(side), *replies(side))
+        yield Chain("mangle", "POSTROUTING", "LOADED-POSTROUTING", rules, "replies of backends")
+        yield Chain("mangle", "INPUT", "LOADED-INPUT", tuple(by_mark(side)), _OWN_REQUESTS)
+        asked, own, last = tuple(_requests(side)), tuple(_for_vips(side)), goes_by_marks(side)
+        yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", asked, "packets for VIPs", last=last)
         yield Chain("raw", "OUTPUT", "LOADED-OUTPUT", own, _OWN_REQUESTS, last=last)
 
     def leave(self, place: Place) -> list[Left]:
         """Delete the connections, lest the kernel take them for others than the clients'."""
-        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
-
-        left = [
-            Left(connection, Endpoint(address, found[1]))
-            for vip, address in place.vips.items()
-            for known in conntrack.connections_with(VIP + vip, place.family)
-            for connection in (known, known.turned)
-            if (found := place.behind(connection.backend))
-        ]
-        for vip in place.vips:
-            conntrack.forget_connections(VIP + vip)
-        return left
+        return leave_by_mark(place)
 
     def take_over(self, place: Place, left: Iterable[Left]) -> None:
         """Enter them under the mark of their VIP; their addresses are those that workers write."""
-        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
-
-        marks = {address: VIP + vip for vip, address in place.vips.items()}
-        conntrack.enter_connections(
-            (
-                (connection, connection.backend, marks[vip.ip])
-                for connection, vip in left
-                if vip.port and vip.ip in marks
-            ),
-            place.family,
-        )
+        enter_by_mark(place, left)
 
 
 def _requests(side: Side) -> Iterator[str]:
@@ -85,19 +68,14 @@ def _requests(side: Side) -> Iterator[str]:
         yield from (f"-s {server} -p {protocol} --sport 53 -j RETURN" for protocol in ("udp", "tcp"))
     for vip in side.vips:
         yield from _untracked(side, vip)
-    if side.clients_interface:
-        for network in side.networks:
-            yield f"-i {side.clients_interface} -s {network} -j MARK --set-mark {_MISPLACED}"
-        yield words(f"-m mark --mark {_MISPLACED}", side.queue)
+    yield from misplaced(side)
     yield from _for_vips(side)
 
 
 def _for_vips(side: Side) -> Iterator[str]:
-    for vip, listeners in side.vips.items():
-        matches = limits(listeners, side.family, "dport")
-        if listeners and all(listener.protocol != "icmp" for listener in listeners):
-            matches += errors(side.family)
-        yield from (words(f"-d {vip}", match, side.queue) for match in matches)
+    if side.shared:
+        yield f"{DECIDED} -j RETURN"
+    yield from requests(side)
 
 
 def _untracked(side: Side, vip: Address | Network) -> Iterator[str]:
@@ -113,24 +91,9 @@ def _untracked(side: Side, vip: Address | Network) -> Iterator[str]:
         yield f"-d {vip} ! -p tcp -m length --length {side.narrow_mtu + 1}:65535 -j CT --notrack"
 
 
-def _replies(side: Side) -> Iterator[str]:
-    """What backends reply, and ICMP errors about packets to them.
-
-    What this host says to itself is no client's: errors of the checks of a dead backend, for instance.
-    """
+def _short_segments(side: Side) -> Iterator[str]:
+    """Let no packet become longer than a queue's message can be."""
     if side.long_packets:
         mss = LONGEST_PACKET - HEADERS[side.family]
         match = f"-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {mss}"
         yield from (f"{way} {network} {match}" for network in side.networks for way in ("-s", "-d"))
-    yield from _marked(side)
-    yield "-o lo -j RETURN"
-    yield from link_messages(side.family, redirects="DROP")
-    yield from unmarked(side)
-
-
-def _marked(side: Side) -> Iterator[str]:
-    """Keep a request's mark with its connection; let replies have it, and queue them."""
-    yield f"-m mark --mark {_BY_VIP} -j CONNMARK --save-mark"
-    yield f"-m mark --mark {_BY_VIP} -j RETURN"
-    yield f"-m connmark --mark {_BY_VIP} -j CONNMARK --restore-mark"
-    yield words(f"-m mark --mark {_BY_VIP}", side.queue)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from loaded_mp.checks import CHECKS
+from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.importing.found import Setting, Table, live
 from loaded_mp.memory.snapshot import MAX_BACKENDS
 
@@ -127,8 +128,11 @@ def _service(virtual: Virtual, entrances: list[Entrance]) -> Table:
 
 
 def _put_address(server: Server, ports: list[Ports | None]) -> None:
-    """With a port behind it where that is another one than the client's."""
+    """With a port behind it where that is another one than the client's, and it counts."""
     server.table.put("address", server.address, server.table.word)
+    way = server.forwarding and FORWARDINGS.get(server.forwarding.way.value)
+    if way and way.ports_stay:
+        return
     if server.port is not None and ports != [(server.port, server.port)]:
         if any(each and each[0] != each[1] for each in ports) and not server.with_range:
             server.table.refused = "all ports of a range go to one there: have a service for each port"

@@ -3,9 +3,10 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from loaded_mp.lab.decapsulator import DEVICE
 from loaded_mp.lab.namespace import Namespace
 from loaded_mp.lab.speaker import PORT
 from loaded_mp.lab.wait import wait_until
@@ -42,27 +43,37 @@ class Backend:
         self._folder.mkdir()
         self._speaks = folder / "speaks"
         self._speaks.touch()
+        self._files = folder / "files"
+        self._addresses = [ipv4, ipv6]
         self._web: subprocess.Popen[str] | None = None
-        configuration = _NGINX.format(
-            folder=self._folder,
-            files=folder / "files",
-            name=self.name,
-            listen=f"listen {ipv4}:80; listen [{ipv6}]:80;",
-        )
-        (self._folder / "nginx.conf").write_text(configuration)
 
     def start(self) -> None:
         """Start the web server and the UDP services, and wait until they answer."""
         self.start_web()
+        self.namespace.start(sys.executable, "-m", "loaded_mp.lab.udp_server", self.name, *self._addresses)
         self.namespace.start(
-            sys.executable, "-m", "loaded_mp.lab.udp_server", self.name, self.ipv4, self.ipv6
-        )
-        addresses = (self.ipv4, self.ipv6)
-        self.namespace.start(
-            sys.executable, "-m", "loaded_mp.lab.speaker", self.name, str(self._speaks), *addresses
+            sys.executable, "-m", "loaded_mp.lab.speaker", self.name, str(self._speaks), *self._addresses
         )
         wait_until(lambda: self._listens("-u", 53), f"{self.name} answers DNS")
         wait_until(lambda: self._listens("-t", PORT), f"{self.name} speaks")
+
+    def take_vips(self, vips: Sequence[str]) -> None:
+        """Have VIPs and serve on them, but let no neighbour know; before `start`."""
+        self._addresses += vips
+        for vip in vips:
+            self.namespace.ip(f"address add {vip} dev lo nodad preferred_lft 0")
+        self.namespace.sysctl("net/ipv4/conf/all/arp_ignore", 1)
+        self.namespace.sysctl("net/ipv4/conf/all/arp_announce", 2)
+
+    def take_out(self) -> None:
+        """Take packets out of tunnels."""
+        self.namespace.sysctl("net/ipv4/conf/all/rp_filter", 0)
+        self.namespace.sysctl("net/ipv4/conf/default/rp_filter", 0)
+        self.namespace.start(sys.executable, "-m", "loaded_mp.lab.decapsulator")
+        wait_until(
+            lambda: not self.namespace.run("ip", "link", "set", DEVICE, "up", check=False).returncode,
+            f"{self.name} takes packets out of tunnels",
+        )
 
     def answer_broadcasts(self) -> None:
         """Answer echo requests to all, as the kernel does not of itself over IPv4."""
@@ -70,6 +81,11 @@ class Backend:
 
     def start_web(self) -> None:
         """Start nginx and wait until it listens."""
+        listen = (f"listen [{each}]:80;" if ":" in each else f"listen {each}:80;" for each in self._addresses)
+        configuration = _NGINX.format(
+            folder=self._folder, files=self._files, name=self.name, listen=" ".join(listen)
+        )
+        (self._folder / "nginx.conf").write_text(configuration)
         log = self._folder / "error.log"
         self._web = self.namespace.start(
             "nginx", "-e", str(log), "-p", str(self._folder), "-c", str(self._folder / "nginx.conf")

@@ -53,6 +53,13 @@ class Daemon:
         """The status of each backend by its address."""
         return {each.address: each for service in self.status().services for each in service.backends}
 
+    def reload(self, config: str) -> None:
+        """Have it take over this TOML in place of its file's. Raises RuntimeError with what it says."""
+        words = self.process.args
+        assert isinstance(words, list)
+        Path(next(str(word) for word in words if str(word).endswith(".toml"))).write_text(config)
+        self._namespace.run(loaded_mp(), "reload")
+
     def stop(self) -> None:
         """SIGTERM, and wait. Raises RuntimeError with the log if it fails or has compiled late."""
         if self.process.poll() is None:

@@ -2,6 +2,8 @@
 
 client --- (public) balancer (private) --- [router] --- switch --- backend1, backend2, backend3
                     (outside) --- outside
+
+A second way from backends to clients: client (direct) --- switch.
 """
 
 import contextlib
@@ -41,6 +43,8 @@ class Options:
     one_interface: bool = False  #: the balancer has one interface for both sides
     one_machine: bool = False  #: all backends' addresses in one namespace
     offloads: bool = True  #: off: every packet on a wire has its size and its checksum
+    second_way: bool = False  #: the client is a router in the backends' network: 10.0.0.200 and fd00::c8
+    direct: bool = False  #: that, and backends have the VIPs and answer from them that way
     outside: bool = False  #: a host beyond a third interface of the balancer, with HTTP and DNS
 
 
@@ -91,6 +95,10 @@ class Lab:
         self.private = "public" if self.options.one_interface else "private"
         self._build_public_side()
         self._build_private_side()
+        if self.options.second_way or self.options.direct:
+            self._build_second_way()
+        if self.options.direct:
+            self._let_backends_answer()
         if self.options.outside:
             self._build_outside()
         if self.options.gateway:
@@ -189,6 +197,20 @@ class Lab:
         if number == 1 or not self.options.one_machine:
             namespace.ip(*(f"route add default via {gateway}" for gateway in self._gateways))
         return Backend(self.folder, number, namespace, ipv4, ipv6)
+
+    def _build_second_way(self) -> None:
+        connect(self.client, "direct", self.switch, "to-client", self.options.private_mtu)
+        self.switch.ip("link set to-client master bridge")
+        self._routers = f"{self._net4}.200", f"{self._net6}:c8"
+        for router, length in zip(self._routers, (24, 64), strict=True):
+            self.client.ip(f"address add {router}/{length} dev direct nodad")
+
+    def _let_backends_answer(self) -> None:
+        for backend in self.backends:
+            backend.take_vips(VIPS)
+            for family, vip, router in zip(("-4", "-6"), VIPS, self._routers, strict=True):
+                backend.namespace.ip(f"route add default via {router} table 100")
+                backend.namespace.run(*f"ip {family} rule add from {vip} table 100".split())
 
     def _build_outside(self) -> None:
         self.outside = self._namespace("outside")

@@ -35,6 +35,15 @@ class BackendCounter(Counter):
     WORDS = 9, "Packets from the backend that say something: all but TCP segments without data and FIN."
 
 
+#: What requests alone show.
+OF_REQUESTS = (
+    BackendCounter.TO_BACKEND_PACKETS,
+    BackendCounter.TO_BACKEND_BYTES,
+    BackendCounter.NEW_FLOWS,
+    BackendCounter.CONNECTIONS,
+)
+
+
 class WorkerCounter(Counter):
     """Of each worker."""
 

@@ -15,6 +15,8 @@ VIP, VIP_MASK = OURS + MAX_BACKENDS, 0xFFFF_F000
 MISPLACED = 0x4C4E_0000
 #: Nor this one. The packet is answered with a TCP reset or an ICMP error.
 REJECTED = 0x4C4F_0000
+#: Nor this one. The packet carries another one to a backend.
+TUNNEL = 0x4C50_0000
 
 WHOLE_MASK = 0xFFFF_FFFF
 

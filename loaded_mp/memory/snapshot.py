@@ -35,7 +35,9 @@ class Answer(IntEnum):
     """What a worker does with a packet whose backend is decided."""
 
     REWRITE = 0  #: put the backend's address into it
-    MARK = 1  #: give it the backend's mark, by which the kernel goes on
+    MARK = 1  #: give it the backend's mark, by which the kernel goes on with its connection
+    DIRECT = 2  #: give it the backend's mark, by which the kernel sends it, as each that follows
+    TUNNEL = 3  #: put it into another one for the backend
 
 
 class Pick(IntEnum):
@@ -103,6 +105,10 @@ class ServiceColumn(IntEnum):
     REJECTS = 17  #: 1: without a backend packets are rejected, 0: dropped
     #: Backends that stand behind its slots, each once; 0: none stand there, as none has a limit.
     LIMITED = 18
+    TUNNEL_PORT = 19  #: UDP port of tunnels; 0: IP in IP
+    SOURCE_HIGH = 20  #: the first source address of tunnels' packets, as Address128
+    SOURCE_LOW = 21
+    SOURCE_SPREAD = 22  #: which bits of its lower half are chosen by the connection
 
 
 class LimitColumn(IntEnum):
@@ -139,7 +145,7 @@ class Snapshot(NamedTuple):
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`; -1: nobody has that address
     vip_services: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> service id; -1: its service is gone
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 6], see ListenerColumn
-    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 19] by service id, see ServiceColumn
+    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 23] by service id, see ServiceColumn
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service

@@ -128,7 +128,8 @@ def _backends(backends: list[tuple[list[str], BackendStatus]]) -> Iterable[Metri
         family = counted.setdefault(name, CounterMetricFamily(f"loaded_mp_backend_{name}", "", labels=names))
         family.documentation = f"{family.documentation} {counter.help}".strip()
         for labels, backend in backends:
-            family.add_metric([*labels, *direction], backend.counters[counter.name.lower()])
+            if (value := backend.counters.get(counter.name.lower())) is not None:
+                family.add_metric([*labels, *direction], value)
     return up, weight, effective, flows, full, certificate, *counted.values()
 
 

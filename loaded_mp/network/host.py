@@ -24,6 +24,7 @@ class Host:
     addresses: tuple[tuple[str, Interface], ...]  #: interface and address
     routes: tuple[Network, ...]  #: besides those that addresses bring
     sysctls: Mapping[str, str]  #: path below /proc/sys: value
+    gateways: tuple[Network, ...] = ()  #: those that are reached by another router, the default among them
     iptables: str = ""  #: the variant that is forced: nft or legacy
     local: tuple[
         Network, ...

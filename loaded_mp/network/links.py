@@ -29,6 +29,8 @@ _RTPROT_BOOT = 3
 _RT_SCOPE_LINK, _RT_SCOPE_HOST = 253, 254
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _FOREVER = 0xFFFFFFFF
+#: A route has one of these where its packets go to another router; of several, none is a link by itself.
+_GATEWAYS = ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH")
 
 #: What the kernel says where there is nothing to take back any more.
 _GONE = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
@@ -41,6 +43,7 @@ class Links(NamedTuple):
     addresses: tuple[tuple[str, Interface], ...]
     routes: tuple[Network, ...]  #: networks of the main table that addresses do not bring
     local: tuple[Network, ...]  #: and of the local one
+    gateways: tuple[Network, ...] = ()  #: of `routes` and the default those that another router is on
 
 
 def read_links(with_routes: bool = True) -> Links:
@@ -156,14 +159,25 @@ def _read(ip: Any, with_routes: bool) -> Links:
         if each["index"] in names
     )
     routes, local = (
-        tuple(
-            ip_network(f"{each.get_attr('RTA_DST')}/{each['dst_len']}")
+        [
+            each
             for each in (ip.get_routes(table=table) if with_routes else ())
-            if each["type"] == kind and each["proto"] != _RTPROT_KERNEL and each.get_attr("RTA_DST")
-        )
+            if each["type"] == kind and each["proto"] != _RTPROT_KERNEL
+        ]
         for table, kind in ((_RT_TABLE_MAIN, _RTN_UNICAST), (_RT_TABLE_LOCAL, _RTN_LOCAL))
     )
-    return Links(links, addresses, routes, local)
+    return Links(
+        links,
+        addresses,
+        tuple(_network(each) for each in routes if each.get_attr("RTA_DST")),
+        tuple(_network(each) for each in local if each.get_attr("RTA_DST")),
+        tuple(_network(each) for each in routes if any(map(each.get_attr, _GATEWAYS))),
+    )
+
+
+def _network(route: Any) -> Network:
+    anywhere = "0.0.0.0" if route["family"] == socket.AF_INET else "::"
+    return ip_network(f"{route.get_attr('RTA_DST') or anywhere}/{route['dst_len']}")
 
 
 def _index(ip: Any, name: str) -> int:

@@ -35,7 +35,7 @@ class Presence:
 
     def look(self, wanted: Sequence[Change]) -> Look:
         """Which of the changes still hold. Takes tens of milliseconds. Raises NetworkError."""
-        found, addresses, routes, local = links.read_links(
+        found, addresses, routes, local, _ = links.read_links(
             with_routes=any(isinstance(each, AddRoute | AddLocalRoute) for each in wanted)
         )
         away = _away(wanted, found)

@@ -25,8 +25,8 @@ _KINDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
 def read_host() -> Host:
     """This machine as it was before earlier changes of ours. Needs no privileges. Raises NetworkError."""
     record = read_record()
-    found, addresses, routes, local = links.read_links()
-    host = Host(found, addresses, routes, sysctls.read_sysctls(), iptables.variant(), local)
+    found = links.read_links()
+    host = Host(**found._asdict(), sysctls=sysctls.read_sysctls(), iptables=iptables.variant())
     for each in record.changes if record else ():
         host = each.before(host)
     return host

@@ -10,6 +10,7 @@ from loaded_mp.compiled import Bytes, compiled
 _MAPPED = 0xFFFF << 32
 _MAPPED_WORD = np.uint64(_MAPPED)
 _EIGHT = np.uint64(8)
+_LAST_BYTE = np.uint64(0xFF)
 _ZERO = np.uint64(0)
 
 
@@ -46,6 +47,23 @@ def _read(packet: Bytes, at: int, length: int) -> np.uint64:
     for i in range(at, at + length):
         value = value << _EIGHT | np.uint64(packet[i])
     return value
+
+
+@compiled
+def write_address(packet: Bytes, at: int, version: int, address: Address128) -> None:
+    """Store an address at offset `at`."""
+    if version == 6:
+        _write(packet, at, 8, address.high)
+        _write(packet, at + 8, 8, address.low)
+    else:
+        _write(packet, at, 4, address.low)
+
+
+@compiled
+def _write(packet: Bytes, at: int, length: int, value: np.uint64) -> None:
+    for i in range(at + length - 1, at - 1, -1):
+        packet[i] = np.uint8(value & _LAST_BYTE)
+        value = value >> _EIGHT
 
 
 @compiled

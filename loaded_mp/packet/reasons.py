@@ -121,6 +121,12 @@ class Reason(IntEnum):
     )
     HELD = 26, "while its service went over to another way of forwarding", Fate.DROP, Fate.DROP
     FULL = 27, "for a service whose usable backends have all flows that they may have", Fate.DROP, Fate.DROP
+    UNCUT = (
+        28,
+        "for a tunnel, several that the kernel had joined before it was told not to",
+        Fate.DROP,
+        Fate.DROP,
+    )
 
 
 #: Fates by direction (0: from a client, 1: from a backend) and Reason, for compiled code.

@@ -38,7 +38,7 @@ class Overlay:
                 and endpoint.version in _families(service)
             ]
             new = ((each, each.address) for each in (*stay, *added))
-            unfit = [backend for backend, _ in misfits(service.listen, new)]
+            unfit = [backend for backend, _ in misfits(service.listen, service.forwarding, new)]
             added = [each for each in added if each not in unfit]
             if {each.address.version for each in (*stay, *added)} < _served(service):
                 stay, added = list(service.backends), []

@@ -6,6 +6,7 @@ from functools import partial
 from loaded_mp import worker
 from loaded_mp.config.model import Config
 from loaded_mp.datapath.queue import Queue, QueueError
+from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.shared import SharedMemory, Stamp
 from loaded_mp.services import queues_of, worker_count
 from loaded_mp.supervisor.children import Children, StartError
@@ -33,6 +34,8 @@ class Pool:
                 self._queues.append(Queue.inherited(number, inherited[number]))
             else:
                 self._queues.append(Queue(number, self._config.queue_length))
+        if inherited or not _whole(config):
+            self._take_whole(_whole(config))
 
     async def start(self, config: Config, taking_over: bool = False) -> None:
         """Start the workers that are missing. Raises StartError.
@@ -68,6 +71,11 @@ class Pool:
     async def shrink(self, config: Config) -> None:
         """Let go of more than a configuration asks for, when no rule names their queues any more."""
         await self._keep(worker_count(config))
+        self._take_whole(_whole(config))
+
+    def _take_whole(self, whole: bool) -> None:
+        for queue in self._queues:
+            queue.take_whole(whole)
 
     async def _keep(self, count: int) -> None:
         await self.children.leave(count)
@@ -82,3 +90,8 @@ class Pool:
 
     def _heartbeat_s(self, number: int) -> float:
         return float(self._memory.stamps[number, Stamp.HEARTBEAT_MS]) / 1000
+
+
+def _whole(config: Config) -> bool:
+    """Whether packets may come as the kernel has joined them: not where one is put into another."""
+    return not any(FORWARDINGS[service.forwarding].carries for service in config.services)

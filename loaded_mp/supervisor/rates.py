@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from loaded_mp.supervisor.accounting import Accounting
 
 #: As often as others than workers are read: between two of their readings nothing would seem to happen.
 _INTERVAL_S = 5.0
-_NAMES = [each.name.lower() for each in BackendCounter]
 
 
 class Rates:
@@ -42,9 +41,9 @@ class Rates:
         self._rates = np.round(np.maximum(now - self._last, 0) / max(now_s - self._read_s, 0.001), 1)
         self._read_s, self._last = now_s, now
 
-    def of(self, number: int) -> dict[str, float]:
-        """The rates of a backend id, by the lower-case names of BackendCounter."""
-        return dict(zip(_NAMES, self._rates[number].tolist(), strict=True))
+    def of(self, number: int, counters: Iterable[BackendCounter] = BackendCounter) -> dict[str, float]:
+        """The rates of a backend id, by the lower-case names of these counters."""
+        return {each.name.lower(): float(self._rates[number, each]) for each in counters}
 
     def _counted(self) -> npt.NDArray[np.float64]:
         """float64[MAX_BACKENDS, len(BackendCounter)]."""

@@ -1,7 +1,7 @@
 """What the daemon says of itself, read from shared memory."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 import loaded_mp
 from loaded_mp.fields import vip_name
+from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Counted
 from loaded_mp.memory.counters import BackendCounter, FlowTableCounter, WorkerCounter
 from loaded_mp.memory.shared import SharedMemory, memory_bytes
@@ -115,6 +116,7 @@ class Report:
 
     def _backend(self, part: Part, number: int, forwarded: Counted) -> BackendStatus:
         backend, state = part.backends[number], self.backends.states[number]
+        counters = FORWARDINGS[part.service.forwarding].counters
         return BackendStatus(
             name=backend.name or str(backend.address),
             address=str(backend.address),
@@ -130,9 +132,9 @@ class Report:
             most_flows=backend.most_flows,
             full=bool(self.backends.full(number)),
             counters=_counts(
-                BackendCounter, self.memory.backends[: self.memory.rows[0], number].sum(axis=0), forwarded
+                counters, self.memory.backends[: self.memory.rows[0], number].sum(axis=0), forwarded
             ),
-            rates=self.rates.of(number),
+            rates=self.rates.of(number, counters),
         )
 
     def _worker(self, child: Child, queue: QueueStatus | None) -> WorkerStatus:
@@ -156,7 +158,7 @@ def _tracked() -> TrackedStatus | None:
 
 
 def _counts(
-    counters: type[IntEnum], row: npt.NDArray[np.uint64], more: Mapping[BackendCounter, int] | None = None
+    counters: Iterable[IntEnum], row: npt.NDArray[np.uint64], more: Mapping[BackendCounter, int] | None = None
 ) -> dict[str, int]:
     """What a row counts, by the lower-case names of its columns, with what others counted of the same."""
     others = {each.name: value for each, value in (more or {}).items()}

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from loaded_mp.config.model import ClientAffinity
+from loaded_mp.config.model import ClientAffinity, Tunnel
 from loaded_mp.fields import Address, Endpoint, Ports
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import NO_LIMIT, Affinity, Flag, PortColumn, ServiceColumn, Snapshot
@@ -205,6 +205,7 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before, ta
             service.tcp_fin_idle_s,
             service.all_down == "reject",
             behind.size,
+            *_tunnel(part.family, service.tunnel),
         )
         at += taken.size
 
@@ -223,6 +224,15 @@ def _network(family: Family, affinity: ClientAffinity) -> tuple[int, int]:
     mask = (1 << 128) - (1 << (128 - bits))
     high, low = np.array([mask >> 64, mask & (1 << 64) - 1], np.uint64).astype(np.int64).tolist()
     return high, low
+
+
+def _tunnel(family: Family, tunnel: Tunnel) -> tuple[int, int, int, int]:
+    """UDP port, both halves of the first source address and the bits of others, as int64."""
+    network = next(each for each in tunnel.sources if each.version == family)
+    spread = network.num_addresses - 1
+    numbers = np.array([*address128(network.network_address), spread], np.uint64).astype(np.int64)
+    high, low, bits = numbers.tolist()
+    return tunnel.port if tunnel.kind == "gue" else 0, high, low, bits
 
 
 def _key(endpoint: Endpoint) -> int:

@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 
 from loaded_mp.lab.clients import KINDS
-from loaded_mp.lab.daemon import Daemon, loaded_mp
+from loaded_mp.lab.daemon import Daemon
 from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options, in_url
 from loaded_mp.lab.speaker import PORT as LINE_PORT
 from loaded_mp.lab.talk import Clients, Line
@@ -103,13 +103,6 @@ def test_a_backends_address_on_the_clients_side_is_dropped_and_counted(other: La
     daemon.stop()
 
 
-def reload(other: Lab, daemon: Daemon, config: str) -> None:
-    path = next(str(word) for word in daemon.process.args if str(word).endswith(".toml"))  # type: ignore[union-attr]
-    with open(path, "w") as file:
-        file.write(config)
-    other.balancer.run(loaded_mp(), "reload")
-
-
 def lines(other: Lab, count: int = 4) -> list[Line]:
     return [Line(other.client, vip, source) for vip in VIPS for source in other.sources(vip)[:count]]
 
@@ -130,12 +123,12 @@ def test_a_reload_that_adds_a_vip_or_a_service_is_not_noticed(other: Lab, forwar
     homes = [line.ask().split()[0] for line in talking]
     second = config.replace(f'vips = ["{VIP4}", ', f'vips = ["192.0.2.11", "2001:db8:10::11", "{VIP4}", ')
     assert second != config
-    reload(other, daemon, second)
+    daemon.reload(second)
     go_on(other, talking, homes)
     mail = config[config.index("[[service]]") :].replace('"web"', '"mail"').replace(VIP4, "192.0.2.12")
-    reload(other, daemon, second + mail.replace(VIP6, "2001:db8:10::12"))
+    daemon.reload(second + mail.replace(VIP6, "2001:db8:10::12"))
     go_on(other, talking, homes)
-    reload(other, daemon, config)
+    daemon.reload(config)
     go_on(other, talking, homes)
     daemon.stop()
 
@@ -146,7 +139,7 @@ def test_a_service_that_is_renamed_is_the_same(other: Lab, forwarding: str) -> N
     daemon = other.daemon(config)
     talking = lines(other)
     homes = [line.ask().split()[0] for line in talking]
-    reload(other, daemon, config.replace('name = "web"', 'name = "site"'))
+    daemon.reload(config.replace('name = "web"', 'name = "site"'))
     go_on(other, talking, homes)
     assert [service.name for service in daemon.status().services] == ["site"]
     daemon.stop()
@@ -164,7 +157,7 @@ def test_connections_go_on_in_the_other_way_of_forwarding(other: Lab) -> None:
     clients = [Clients(other, vip, 1) for vip in VIPS]
     for configs in ((second,), (first,), (second, first, second), (first, second, first)):
         for config in configs:
-            reload(other, daemon, config)
+            daemon.reload(config)
         go_on(other, talking, homes)
     assert [each.served() for each in clients] == [f"{KINDS * 12} []"] * len(VIPS)
     daemon.stop()
@@ -188,7 +181,7 @@ def test_what_a_reload_takes_away_is_told_at_both_ends(other: Lab, forwarding: s
             .replace(VIP4, "192.0.2.99")
             .replace(VIP6, "2001:db8:10::99")
         )
-    reloading = Thread(target=reload, args=(other, daemon, without))
+    reloading = Thread(target=daemon.reload, args=(without,))
     reloading.start()
     daemon.logged("event=goodbye")
     gone = [what == "service" or home == "backend3" for home in homes]

@@ -98,7 +98,7 @@ class Reader:
 
 
 def test_every_command_does_what_the_howto_says() -> None:
-    with Lab(Options(sources=12)) as lab:
+    with Lab(Options(sources=12, second_way=True)) as lab:
         reader = Reader(lab)
         for kind, detail, text in BLOCKS:
             if kind in ("toml", "sh") and detail:

@@ -6,35 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options, in_url
+from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options
+from loaded_mp.lab.transfers import comes_back, downloads, uploads
 
-BIG_MIB = 20
 FAR_MTU = 1300
-#: Sends one datagram and prints how much came back.
-ECHO = """
-import os, socket, sys
-vip, size = sys.argv[1], int(sys.argv[2])
-echo = socket.socket(socket.AF_INET6 if ":" in vip else socket.AF_INET, socket.SOCK_DGRAM)
-echo.settimeout(5)
-echo.connect((vip, 7))
-data = os.urandom(size)
-echo.send(data)
-print("same" if echo.recv(65536) == data else "other")
-"""
-
-
-def download(lab: Lab, vip: str) -> None:
-    checksum = lab.big_file(BIG_MIB)
-    command = f"curl -sgf http://{in_url(vip)}/big | sha256sum"
-    assert lab.client.run("sh", "-c", command, timeout_s=60).stdout.split()[0] == checksum
-
-
-def upload(lab: Lab, vip: str) -> None:
-    """A request of some hundred kilobytes; nginx answers 405 once it has read it."""
-    path = lab.folder / "upload"
-    path.write_bytes(bytes(300_000))
-    words = ("curl", "-sg", "-o", "/dev/null", "-w", "%{http_code} %{size_upload}", "--data-binary")
-    assert lab.client.run(*words, f"@{path}", f"http://{in_url(vip)}/").stdout.split()[0] in ("200", "405")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +23,8 @@ def far() -> Iterator[Lab]:
 
 @pytest.mark.parametrize("vip", VIPS)
 def test_transfers_cross_a_smaller_mtu_behind_the_balancer(far: Lab, vip: str) -> None:
-    download(far, vip)
-    upload(far, vip)
+    assert downloads(far, vip)
+    assert uploads(far, vip)
 
 
 @pytest.mark.parametrize("vip", VIPS)
@@ -82,8 +57,8 @@ def test_a_smaller_mtu_on_the_balancer_itself() -> None:
             assert "mtu" in said.stdout + said.stderr
             assert "mtu 1300" in lab.client.run("ip", "route", "get", vip).stdout
             lab.client.run("ip", "route", "flush", "cache")
-            download(lab, vip)
-            upload(lab, vip)
+            assert downloads(lab, vip)
+            assert uploads(lab, vip)
         daemon.stop()
 
 
@@ -93,8 +68,8 @@ def test_a_smaller_mtu_on_the_public_side() -> None:
         lab.client.ip("link set eth0 mtu 1500")
         daemon = lab.daemon(lab.config())
         for vip in VIPS:
-            download(lab, vip)
-            upload(lab, vip)
+            assert downloads(lab, vip)
+            assert uploads(lab, vip)
         daemon.stop()
 
 
@@ -107,16 +82,16 @@ def test_long_packets(mtu: int) -> None:
             size = min(mtu, 65_528) - headers
             assert "1 received" in lab.client.run("ping", "-c1", "-Mdo", "-s", str(size), vip).stdout
             for length in (size, 60_000):
-                assert lab.client.run(sys.executable, "-c", ECHO, vip, str(length)).stdout == "same\n"
-            download(lab, vip)
-            upload(lab, vip)
+                assert comes_back(lab, vip, length)
+            assert downloads(lab, vip)
+            assert uploads(lab, vip)
         assert daemon.status().reasons["cut"] == 0
         daemon.stop()
 
 
 @pytest.mark.parametrize("vip", VIPS)
 def test_fragments_are_put_together_before_the_queue(far: Lab, vip: str) -> None:
-    assert far.client.run(sys.executable, "-c", ECHO, vip, "60000").stdout == "same\n"
+    assert comes_back(far, vip, 60_000)
 
 
 def test_errors_of_clients_reach_their_backend(far: Lab) -> None:

@@ -13,7 +13,7 @@ from loaded_mp.checks import CHECKS
 from loaded_mp.checks.check import Expression
 from loaded_mp.checks.tcp import TcpCheck as Check
 from loaded_mp.config.errors import ConfigError, Mistake
-from loaded_mp.config.model import Backend, Config, Discovery, NetworkSetup, Observe, Service
+from loaded_mp.config.model import Backend, Config, Discovery, NetworkSetup, Observe, Service, Tunnel
 from loaded_mp.config.toml import parse_toml, read_toml, to_toml
 from loaded_mp.fields import Listener
 
@@ -67,7 +67,16 @@ def test_tables_become_services_with_backends() -> None:
 def test_the_example_is_good_and_names_every_setting() -> None:
     read_toml(EXAMPLE).config()
     text = EXAMPLE.read_text()
-    models: list[type[BaseModel]] = [Config, NetworkSetup, Service, Observe, Discovery, Backend, *CHECKS]
+    models: list[type[BaseModel]] = [
+        Config,
+        NetworkSetup,
+        Service,
+        Observe,
+        Discovery,
+        Tunnel,
+        Backend,
+        *CHECKS,
+    ]
     for model in models:
         for name in set(model.model_fields) - {
             "services",
@@ -75,6 +84,7 @@ def test_the_example_is_good_and_names_every_setting() -> None:
             "checks",
             "discovery",
             "observe",
+            "tunnel",
             "backends",
         }:
             assert re.search(rf"^#?{name} = ", text, re.MULTILINE), name
@@ -385,3 +395,17 @@ def test_mistakes_in_checks_of_other_types(lines: str, mistakes: list[str]) -> N
     assert len(said) == len(mistakes), said
     for one, begin in zip(said, mistakes, strict=True):
         assert one.startswith(begin)
+
+
+def test_settings_of_a_tunnel_are_written_as_they_are_read() -> None:
+    text = GOOD.replace('name = "web"', 'name = "web"\nforwarding = "tunnel"', 1)
+    text = text.replace(
+        "[[service.backend]]",
+        '[service.tunnel]\nkind = "gue"\nport = 7000\nsources = ["10.9.0.0/16"]\n[[service.backend]]',
+        1,
+    )
+    config = parse_toml(text, "f").config()
+    assert config.services[0].tunnel == Tunnel.model_validate(
+        {"kind": "gue", "port": 7000, "sources": ["10.9.0.0/16", "100::/64"]}
+    )
+    assert parse_toml(to_toml(config), "f").config() == config

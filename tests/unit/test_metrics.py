@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loaded_mp.memory.counters import BackendCounter, Counter, FlowTableCounter, WorkerCounter
+from loaded_mp.memory.counters import OF_REQUESTS, BackendCounter, Counter, FlowTableCounter, WorkerCounter
 from loaded_mp.metrics.collector import StatusCollector
 from loaded_mp.network.queues import QueueStatus, read_queues
 from loaded_mp.packet.reasons import Reason
@@ -146,6 +146,18 @@ def test_every_counter_is_exported_with_its_help(counter: Counter) -> None:
     values = [value for (name, _), value in samples(STATUS).items() if name.endswith("_total")]
     assert first + counter in values
     assert re.search(rf"^# HELP loaded_mp_\w+_total .*{re.escape(counter.help)}", exposition(STATUS), re.M)
+
+
+def test_of_replies_that_do_not_pass_there_are_no_figures() -> None:
+    (service,) = STATUS.services
+    counters = {each.name.lower(): 5 for each in OF_REQUESTS}
+    backends = (BACKEND.model_copy(update={"counters": counters}), DOWN)
+    now = STATUS.model_copy(update={"services": (service.model_copy(update={"backends": backends}),)})
+    found = {(name, labels) for name, labels in samples(now) if name.startswith("loaded_mp_backend_")}
+    web1, web2 = ({labels for _, labels in found if each in labels} for each in ("web1", "web2"))
+    assert any("to_client" in labels for labels in web2)
+    assert not any("to_client" in labels for labels in web1)
+    assert any("to_backend" in labels for labels in web1)
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.OK])

@@ -33,12 +33,14 @@ def host(
     addresses: tuple[tuple[str, str], ...] = (("eth0", "192.0.2.1/24"), ("eth0", "2001:db8::1/64")),
     routes: tuple[str, ...] = (),
     sysctls: Mapping[str, str] | None = None,
+    gateways: tuple[str, ...] = (),
 ) -> Host:
     return Host(
         LINKS | (links or {}),
         tuple((name, ip_interface(address)) for name, address in addresses),
         tuple(ip_network(route) for route in routes),
         {**SYSCTLS, **(sysctls or {})},
+        tuple(ip_network(route) for route in gateways),
     )
 
 
@@ -74,7 +76,7 @@ def plan(wanted: Config, here: Host, first_queue: int, workers: int) -> Plan:
 
 
 def plan_with_ids(backends: dict[int, str], **service: Any) -> Plan:
-    """The plan for a service with these backends by id, in the way of conntrack."""
+    """The plan for a service with these backends by id, in the way of conntrack unless another is said."""
     wanted = with_queues(config({"forwarding": "conntrack", **service}), 0, 2)
     (web,) = wanted.services
     listed = {number: Backend.model_validate({"address": text}) for number, text in backends.items()}
@@ -651,3 +653,87 @@ def test_the_jump_to_what_goes_by_marks_comes_behind_the_rules_that_set_them() -
     assert lines[-2:] == [f"-A {jump}", "COMMIT"]
     lines = chains["LOADED-PREROUTING"].text(jump=False).splitlines()
     assert lines[-3:] == [f"-D {jump}", f"-A {jump}", "COMMIT"]
+
+
+def test_what_is_sent_directly_passes_the_rules_once_more_with_its_mark() -> None:
+    found = plan_with_ids({7: "10.0.0.1", 40: "10.0.0.2"}, forwarding="dr")
+    decided = "-m mark --mark 0x4c4d0000/0xffffe000 -j RETURN"
+    queue = "-j NFQUEUE --queue-balance 0:1"
+    requests = ["-i lo -j RETURN", decided, *misplaced("10.0.0.0/24", queue), f"-d 192.0.2.10 {queue}"]
+    assert rules(found, 4, "LOADED-DR") == requests
+    assert rules(found, 4, "LOADED-DR-0") == [
+        "-i lo -j RETURN",
+        "-m ttl --ttl-eq 0 -j DROP",
+        "-m mark --mark 0x4c4d0007 -j TEE --gateway 10.0.0.1",
+        "-m mark --mark 0x4c4d0007 -j DROP",
+    ]
+    matches = {each.name: each.match for each in found.changes if isinstance(each, AddChain)}
+    assert matches["LOADED-DR-0"] == "-m mark --mark 0x4c4d0000/0xffffffe0"
+    assert matches["LOADED-DR-1"] == "-m mark --mark 0x4c4d0020/0xffffffe0"
+    assert "-m mark --mark 0x4c4d0028 -j TEE --gateway 10.0.0.2" in rules(found, 4, "LOADED-DR-1")
+    assert rules(found, 4, "LOADED-DR-REPLIES")[:5] == [decided, *marked(queue)]
+    assert not rules(found, 4, "LOADED-PREROUTING")
+
+
+@pytest.mark.parametrize("other", ["dr", "conntrack"])
+def test_workers_rewrite_nothing_that_another_way_goes_on_with(other: str) -> None:
+    wanted = config()
+    (web,) = wanted.services
+    more = web.model_copy(update={"name": "more", "forwarding": other, "listen": ()})
+    found = plan(wanted.model_copy(update={"services": (web, more)}), host(), 0, 1)
+    decided = "-m mark --mark 0x4c4d0000/0xffffe000 -j RETURN"
+    for chain in ("LOADED-PREROUTING", "LOADED-OUTPUT"):
+        assert rules(found, 4, chain)[-2:] == [decided, "-d 192.0.2.10 -j NFQUEUE --queue-num 0"]
+
+
+def test_a_backend_behind_a_gateway_cannot_be_sent_to_directly() -> None:
+    for more, routes, gateways, by_gateway in (
+        ({}, (), ("0.0.0.0/0",), False),
+        ({}, ("10.0.0.0/25",), ("0.0.0.0/0", "10.0.0.0/25"), True),
+        ({"private_interface": None}, (), ("0.0.0.0/0",), True),
+        ({"private_interface": None}, ("10.0.0.0/24",), ("0.0.0.0/0",), False),
+        ({"private_interface": None}, ("10.0.0.0/24",), ("0.0.0.0/0", "10.0.0.0/24"), True),
+        ({"private_interface": None}, (), (), False),
+    ):
+        here = host(routes=routes, gateways=gateways)
+        plan(config(**more), here, 0, 1)
+        if by_gateway:
+            with pytest.raises(NetworkError, match=r'web: backend 10\.0\.0\.1 .*forwarding = "dr"'):
+                plan(config({"forwarding": "dr"}, **more), here, 0, 1)
+        else:
+            plan(config({"forwarding": "dr"}, **more), here, 0, 1)
+
+
+def test_what_tunnels_carry_is_not_tracked_and_errors_about_it_come_to_workers() -> None:
+    found = plan(config({"forwarding": "tunnel", "tunnel": {"sources": ["10.9.0.0/16"]}}), host(), 0, 1)
+    queue = "-j NFQUEUE --queue-num 0"
+    carried = "-m mark --mark 0x4c500000"
+    errors = [
+        *(
+            f"-d 10.9.0.0/16 -p icmp --icmp-type {name} -j MARK --set-mark 0x4c500000"
+            for name in ("destination-unreachable", "time-exceeded", "parameter-problem")
+        ),
+        f"{carried} -j CT --notrack",
+        f"{carried} {queue}",
+    ]
+    assert all_rules(found, 4, "LOADED-TUNNEL-ERRORS") == errors
+    assert all_rules(found, 4, "LOADED-TUNNEL") == [
+        "-i lo -j RETURN",
+        f"{carried} -j CT --notrack",
+        f"{carried} -j RETURN",
+        *errors,
+        *misplaced("10.0.0.0/24", queue),
+        "-d 192.0.2.10 -m ttl --ttl-eq 0 -j DROP",
+        f"-d 192.0.2.10 {queue}",
+    ]
+    assert all_rules(found, 4, "LOADED-TUNNEL-REPLIES")[:4] == marked(queue)
+    assert not any("icmp-type destination" in each for each in all_rules(found, 4, "LOADED-TUNNEL-REPLIES"))
+    assert "ip route add 10.9.0.0/16 dev eth0" in commands(found)
+    assert "ip route add 100::/64 dev eth0" in commands(found)
+    assert not any("10.9" in each for each in commands(plan(config(), host(), 0, 1)))
+
+
+@pytest.mark.parametrize("own", ["192.0.2.0/24", "10.0.0.254/32", "2001:db8::/64"])
+def test_a_tunnels_packets_come_from_nobody(own: str) -> None:
+    with pytest.raises(NetworkError, match=rf"tunnel\.sources: {own} holds"):
+        plan(config({"forwarding": "tunnel", "tunnel": {"sources": [own]}}), host(), 0, 1)

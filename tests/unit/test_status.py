@@ -12,7 +12,7 @@ from test_metrics import BACKEND, STATUS
 from loaded_mp.cli import status as screen
 from loaded_mp.cli.ipvsadm import ipvsadm
 from loaded_mp.cli.table import duration, narrowed, services_text
-from loaded_mp.memory.counters import FlowTableCounter
+from loaded_mp.memory.counters import OF_REQUESTS, FlowTableCounter
 from loaded_mp.status import BackendStatus, Status
 
 ADDRESSES = ("10.0.0.1", "2001:db8:10::10", "2001:db8:1111:2222:3333:4444:5555:6666")
@@ -75,6 +75,16 @@ def test_a_backend_has_a_line_of_totals_and_one_of_what_there_is_in_a_second() -
     assert "not balanced: nothing" in text
     assert "must be zero" not in text
     assert "down" not in text
+
+
+def test_replies_that_do_not_pass_are_no_zero() -> None:
+    counters, rates = ({each.name.lower(): 5 for each in OF_REQUESTS} for _ in range(2))
+    now = with_backends(BACKEND.model_copy(update={"counters": counters, "rates": rates}))
+    assert shown(now, 80).splitlines()[5:7] == [
+        "web1 10.0.0.1                    7       5        5       5 B        -         -",
+        "  up 5 s, weight 3/3                   5/s      5/s     5 B/s",
+    ]
+    assert list(ipvsadm(now))[4].split()[-5:] == ["5", "5", "0", "5", "0"]
 
 
 @pytest.mark.parametrize("address", ADDRESSES)

@@ -16,14 +16,16 @@ from loaded_mp.datapath.messages import (
     HOOK_PREROUTING,
     NF_ACCEPT,
     NF_DROP,
+    NF_REPEAT,
     Decision,
     Queued,
 )
 from loaded_mp.datapath.work import Work, work_of
 from loaded_mp.flows.table import FlowTable
-from loaded_mp.memory.marks import BACKEND, BACKEND_MASK
+from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, TUNNEL
 from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.packet.reasons import Fate, Reason
+from loaded_mp.packet.tunnel import ROOM
 from loaded_mp.services import Ids
 from loaded_mp.supervisor.state import Stops
 
@@ -113,19 +115,24 @@ class World:
         several: bool = False,
     ) -> tuple[Decision, bytes]:
         """The decision on a packet at a hook, and what it is then. Only what was changed may differ."""
-        buffer = np.full(START + len(data) + 8, CANARY, np.uint8)
+        buffer = np.full(START + len(data) + ROOM + 8, CANARY, np.uint8)
         buffer[START : START + len(data)] = np.frombuffer(data, np.uint8)
         queued = Queued(1, hook, START, START + len(data), cut, ready, mark, several)
         decision = Decision(*decide(buffer, queued, self.work))
         assert (buffer[:START] == CANARY).all()
         assert (buffer[-8:] == CANARY).all()
-        result = buffer[START:-8].tobytes()
+        result = buffer[START : decision.end if decision.changed else START + len(data)].tobytes()
         if decision.reason not in (Reason.OK, Reason.TOLD, Reason.CUT, Reason.CHECKSUM_UNFINISHED):
             assert result == data
-        if decision.reason == Reason.OK and decision.mark & BACKEND_MASK != BACKEND:
+        if decision.reason != Reason.OK:
+            assert decision.changed == (decision.reason == Reason.TOLD)
+        elif decision.mark == TUNNEL:
+            assert (decision.verdict, decision.changed) == (NF_REPEAT, True)
+        elif decision.mark & BACKEND_MASK != BACKEND:
             assert (decision.verdict, decision.changed) == (NF_ACCEPT, True)
         else:
-            assert decision.changed == (decision.reason == Reason.TOLD)
+            assert decision.verdict == NF_REPEAT
+            assert decision.changed or result == data
         return decision, result
 
     def request(self, packet: Any, mark: int = 0) -> tuple[Reason, bytes]:

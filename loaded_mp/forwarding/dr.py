@@ -1,0 +1,94 @@
+"""The packet goes to the backend's link address as it is.
+
+The backend has the VIP and answers the client itself: replies do not pass this machine.
+
+A worker's verdict on a request is a mark that names the backend; the packet passes the rule once more with it
+(raw PREROUTING), where TEE sends a copy to the backend, past routing, conntrack and all addresses of this
+machine, and the packet itself is dropped (nf_dup_ipv4.c and nf_dup_ipv6.c in the kernel).
+
+Port matches rely on whole packets, as in `rewrite`.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
+
+from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side
+from loaded_mp.forwarding.queueing import (
+    DECIDED,
+    enter_by_mark,
+    goes_by_marks,
+    leave_by_mark,
+    misplaced,
+    replies,
+    requests,
+)
+from loaded_mp.memory.counters import OF_REQUESTS, BackendCounter
+from loaded_mp.memory.marks import BACKEND, WHOLE_MASK, matched
+from loaded_mp.memory.snapshot import Answer
+from loaded_mp.network.rules import link_messages
+
+#: Backends whose rules share a chain: with 1,000, a packet passes as many jumps as backends in its chain.
+_SENT_TOGETHER = 32
+
+
+class DirectRouting(Forwarding):
+    """LVS's way of this name."""
+
+    who: ClassVar[str] = "nobody, the backends have the VIP"
+    needs: ClassVar[str] = (
+        "the tables raw and mangle, the matches mark and conntrack and the target TEE (xt_TEE)"
+    )
+    answer: ClassVar[Answer] = Answer.DIRECT
+    counters: ClassVar[tuple[BackendCounter, ...]] = OF_REQUESTS
+    ports_stay: ClassVar[bool] = True
+    on_link: ClassVar[bool] = True
+
+    def chains(self, side: Side) -> Iterator[Chain]:
+        """LOADED-DR-* send what is decided, LOADED-DR brings what is not to workers.
+
+        LOADED-DR-REPLIES is for connections from when workers or the kernel's NAT wrote the addresses: their
+        clients hear of the end only if the backend's words reach them.
+        """
+        if side.vips:
+            why = "replies of connections that were forwarded in another way before"
+            yield Chain("mangle", "POSTROUTING", "LOADED-DR-REPLIES", tuple(_left(side)), why)
+            yield from _sending(side)
+            rules, last = tuple(_requests(side)), goes_by_marks(side)
+            yield Chain("raw", "PREROUTING", "LOADED-DR", rules, "packets for VIPs", last=last)
+
+    def leave(self, place: Place) -> list[Left]:
+        """Only connections from before are in the kernel's table."""
+        return leave_by_mark(place)
+
+    def take_over(self, place: Place, left: Iterable[Left]) -> None:
+        """Let their replies come to workers until they end."""
+        enter_by_mark(place, left)
+
+
+def _left(side: Side) -> Iterator[str]:
+    yield f"{DECIDED} -j RETURN"
+    yield from replies(side, with_errors=False)
+
+
+def _sending(side: Side) -> Iterator[Chain]:
+    """TEE takes one from the TTL without looking, so what has none left is dropped before."""
+    match = "-m ttl --ttl-eq 0" if side.family == 4 else "-m hl --hl-eq 0"
+    chains: dict[int, list[str]] = {}
+    for backend, endpoint in side.backends.items():
+        rules = chains.setdefault(backend // _SENT_TOGETHER, ["-i lo -j RETURN", f"{match} -j DROP"])
+        marked = f"-m mark --mark {BACKEND + backend:#x}"
+        rules += [f"{marked} -j TEE --gateway {endpoint.ip}", f"{marked} -j DROP"]
+    for number, rules in chains.items():
+        first = BACKEND + number * _SENT_TOGETHER
+        match = f"-m mark --mark {matched(first, WHOLE_MASK - _SENT_TOGETHER + 1)}"
+        why = "packets whose backend is decided"
+        yield Chain("raw", "PREROUTING", f"LOADED-DR-{number}", tuple(rules), why, match)
+
+
+def _requests(side: Side) -> Iterator[str]:
+    """This machine itself is no client: its packets come from the VIP, which backends take for theirs."""
+    yield "-i lo -j RETURN"
+    yield f"{DECIDED} -j RETURN"
+    yield from link_messages(side.family)
+    yield from misplaced(side)
+    yield from requests(side)

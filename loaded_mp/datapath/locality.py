@@ -34,11 +34,9 @@ def remembered(work: Work, service: int, vip: Address128) -> int:
     best, best_flows, best_weight = -1, 0, 1
     for place in range(_places(work, service)):
         entry, word = find(work.table, _home(work, service, vip, place))
-        if entry < 0:
-            break
         backend = value_of(word) & ~HOME
-        if not _takes_flows(work, service, backend):
-            continue
+        if entry < 0 or not _takes_flows(work, service, backend):
+            continue  # others may stand behind one that went
         flows, weight = open_flows(work, backend), signed(work.snapshot.backend_weights[backend])
         if best < 0 or flows * best_weight <= best_flows * weight:  # of equals the one that came last
             best, best_flows, best_weight = backend, flows, weight
@@ -50,26 +48,27 @@ def remembered(work: Work, service: int, vip: Address128) -> int:
 @compiled
 def remember(work: Work, service: int, vip: Address128, backend: int) -> None:
     """Let a destination have a backend: in place of the one that it had, or with lblcr beside those."""
-    last = _places(work, service) - 1
-    for place in range(last + 1):
-        flow = _home(work, service, vip, place)
-        entry, word = find(work.table, flow)
-        if entry < 0:
-            _, evicted = insert(work.table, flow, backend | HOME, work.now_s + KEPT_S)
-            count_evicted(work, evicted)
-            _renew(work, service, vip, 1, place)
-            return
-        held = value_of(word) & ~HOME
-        if place == 0:
+    places, free = _places(work, service), -1
+    for place in range(places):
+        entry, word = find(work.table, _home(work, service, vip, place))
+        held = value_of(word) & ~HOME if entry >= 0 else -1
+        if entry >= 0 and place == 0:
             touch(work.table, entry, word, work.now_s, work.now_s + KEPT_S)
         if held == backend:
             return
-        if last == 0 or not _is_of(work, service, held):
-            # Who loses a race here gives way to another worker's choice, which is as good.
-            entry, word = find(work.table, flow)
-            if entry >= 0:
-                replace(work.table, entry, word, backend | HOME)
-            return
+        if free < 0 and (places == 1 or not _is_of(work, service, held)):
+            free = place
+    if free < 0:
+        return
+    flow = _home(work, service, vip, free)
+    entry, word = find(work.table, flow)
+    if entry >= 0:
+        # Who loses a race here gives way to another worker's choice, which is as good.
+        replace(work.table, entry, word, backend | HOME)
+    else:
+        _, evicted = insert(work.table, flow, backend | HOME, work.now_s + KEPT_S)
+        count_evicted(work, evicted)
+    _renew(work, service, vip, 1, places)
 
 
 @compiled
@@ -79,9 +78,8 @@ def copy_homes(work: Work, service: int, vips: Words, table: FlowTable) -> None:
         for place in range(PLACES):
             flow = _home(work, service, Address128(vips[i, 0], vips[i, 1]), place)
             entry, word = find(work.table, flow)
-            if entry < 0:
-                break
-            insert(table, flow, value_of(word), work.now_s + KEPT_S)
+            if entry >= 0:
+                insert(table, flow, value_of(word), work.now_s + KEPT_S)
 
 
 @compiled
@@ -105,7 +103,7 @@ def _home(work: Work, service: int, vip: Address128, place: int) -> Flow:
 
 @compiled
 def _is_of(work: Work, service: int, backend: int) -> bool:
-    return backend < MAX_BACKENDS and work.snapshot.backend_services[backend] == service
+    return 0 <= backend < MAX_BACKENDS and work.snapshot.backend_services[backend] == service
 
 
 @compiled

@@ -1,5 +1,6 @@
 """Everything that workers and supervisor share, in one segment."""
 
+import os
 import secrets
 from enum import IntEnum
 from typing import NamedTuple
@@ -67,8 +68,13 @@ class SharedMemory(NamedTuple):
 
 
 def new_shared_memory(flows: int, workers: int) -> SharedMemory:
-    """Fresh shared memory with room for `flows` flows, for `workers` at first. Raises OSError (ENOMEM)."""
-    return fresh_memory(flows, workers)[0]
+    """Fresh shared memory with room for `flows` flows, for `workers` at first. Raises OSError (ENOMEM).
+
+    It lasts as long as this process and its children look at it.
+    """
+    memory, descriptor = fresh_memory(flows, workers)
+    os.close(descriptor)
+    return memory
 
 
 def fresh_memory(flows: int, workers: int) -> tuple[SharedMemory, int]:

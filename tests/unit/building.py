@@ -1,5 +1,6 @@
 """Snapshots for tests, built from services as a configuration has them."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from loaded_mp.supervisor.state import BackendState, Stops
 def new_snapshot() -> Snapshot:
     """A buffer that holds the rubbish of an older generation."""
     segment = new_segment(snapshot_fields(""))
+    os.close(segment.descriptor)
     for array in segment.arrays.values():
         array[:] = 77
     return snapshot_from(segment.arrays, "")

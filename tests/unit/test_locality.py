@@ -140,3 +140,14 @@ def test_an_explanation_enters_no_home() -> None:
     came = [world.happens(f"198.51.100.{n}", vip) for n, vip in enumerate(VIPS, 7)]
     assert came == [*BACKENDS, BACKENDS[0]]
     assert [world.explain("198.51.100.99", vip).address for vip in VIPS] == came
+
+
+def test_a_vip_keeps_its_other_backends_when_one_is_taken_away() -> None:
+    world = Destinations("lblcr", [3, 3, 3])
+    assert [world.comes(0) for _ in range(5)] == [0, 0, 0, 0, 1]
+    Forget(world.table, world.numbers[:1]).visit(0, world.table.words.size)
+    assert world.homes() == 1
+    assert world.comes(0) == 1
+    for _ in range(4):
+        world.goes(1)
+    assert [world.comes(0) for _ in range(4)] == [1] * 4

@@ -86,18 +86,20 @@ class Conntrack(Forwarding):
 
         forget_connections(BACKEND + backend)
 
-    def leave(self, place: Place) -> list[Left]:
-        """Delete the connections, so that packets are translated no more."""
+    def known(self, place: Place) -> list[Left]:
+        """Those of its backends."""
         from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
-        left = [
+        return [
             Left(connection, connection.destination)
-            for backend in place.backends
-            for connection in conntrack.connections_with(BACKEND + backend, place.family)
+            for connection in conntrack.connections_with(BACKEND, BACKEND_MASK, place.family)
+            if connection.mark - BACKEND in place.backends
         ]
+
+    def leave(self, place: Place) -> None:
+        """Delete the connections, so that packets are translated no more."""
         for backend in place.backends:
             self.forget(backend)
-        return left
 
     def take_over(self, place: Place, left: Iterable[Left]) -> None:
         """Enter them as translated: where only the backend speaks, no first packet would come to a worker."""

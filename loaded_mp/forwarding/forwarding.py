@@ -112,9 +112,12 @@ class Forwarding(ABC):
         """What others than workers counted since their counters began, by backend id. Raises NetworkError."""
         return {}
 
-    def leave(self, place: Place) -> list[Left]:
-        """Let go of connections, which another way of forwarding goes on with. Raises NetworkError."""
+    def known(self, place: Place) -> list[Left]:
+        """The connections that the kernel knows. Raises NetworkError."""
         return []
+
+    def leave(self, place: Place) -> None:  # noqa: B027 (those that hold nothing)
+        """Let go of them, as another way of forwarding goes on. Raises NetworkError."""
 
     def take_over(self, place: Place, left: Iterable[Left]) -> None:  # noqa: B027 (those that need nothing)
         """Go on with the connections that another way of forwarding has left. Raises NetworkError."""

@@ -54,20 +54,25 @@ def by_mark(side: Side) -> Iterator[str]:
     yield words(f"-m mark --mark {_BY_VIP}", side.queue)
 
 
-def leave_by_mark(place: Place) -> list[Left]:
-    """Delete the connections whose replies are known by marks. Raises NetworkError."""
+def known_by_mark(place: Place) -> list[Left]:
+    """The connections whose replies are known by marks. Raises NetworkError."""
     from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
-    left = [
-        Left(connection, Endpoint(address, found[1]))
-        for vip, address in place.vips.items()
-        for known in conntrack.connections_with(VIP + vip, place.family)
+    return [
+        Left(connection, Endpoint(place.vips[known.mark - VIP], found[1]))
+        for known in conntrack.connections_with(VIP, VIP_MASK, place.family)
+        if known.mark - VIP in place.vips
         for connection in (known, known.turned)
         if (found := place.behind(connection.backend))
     ]
+
+
+def leave_by_mark(place: Place) -> None:
+    """Delete them. Raises NetworkError."""
+    from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
+
     for vip in place.vips:
         conntrack.forget_connections(VIP + vip)
-    return left
 
 
 def enter_by_mark(place: Place, left: Iterable[Left]) -> None:

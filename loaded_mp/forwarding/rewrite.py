@@ -20,6 +20,7 @@ from loaded_mp.forwarding.queueing import (
     by_mark,
     enter_by_mark,
     goes_by_marks,
+    known_by_mark,
     leave_by_mark,
     misplaced,
     replies,
@@ -53,9 +54,13 @@ class Rewrite(Forwarding):
         yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", asked, "packets for VIPs", last=last)
         yield Chain("raw", "OUTPUT", "LOADED-OUTPUT", own, _OWN_REQUESTS, last=last)
 
-    def leave(self, place: Place) -> list[Left]:
+    def known(self, place: Place) -> list[Left]:
+        """Those of its VIPs."""
+        return known_by_mark(place)
+
+    def leave(self, place: Place) -> None:
         """Delete the connections, lest the kernel take them for others than the clients'."""
-        return leave_by_mark(place)
+        leave_by_mark(place)
 
     def take_over(self, place: Place, left: Iterable[Left]) -> None:
         """Enter them under the mark of their VIP; their addresses are those that workers write."""

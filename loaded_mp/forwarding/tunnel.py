@@ -18,6 +18,7 @@ from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side
 from loaded_mp.forwarding.queueing import (
     enter_by_mark,
     goes_by_marks,
+    known_by_mark,
     leave_by_mark,
     misplaced,
     replies,
@@ -57,9 +58,13 @@ class Tunnelling(Forwarding):
             rules, last = tuple(_requests(side)), goes_by_marks(side)
             yield Chain("raw", "PREROUTING", "LOADED-TUNNEL", rules, "packets for VIPs", last=last)
 
-    def leave(self, place: Place) -> list[Left]:
+    def known(self, place: Place) -> list[Left]:
         """Only connections from before are in the kernel's table."""
-        return leave_by_mark(place)
+        return known_by_mark(place)
+
+    def leave(self, place: Place) -> None:
+        """As in `known`."""
+        leave_by_mark(place)
 
     def take_over(self, place: Place, left: Iterable[Left]) -> None:
         """Let their replies come to workers until they end."""

@@ -16,6 +16,8 @@ from pyroute2.netlink.nfnetlink.nfctsocket import (
     IPS_ASSURED,
     IPS_CONFIRMED,
     IPS_SEEN_REPLY,
+    TCP_CONNTRACK_CLOSE,
+    TCP_CONNTRACK_TIME_WAIT,
     NFCTAttrTuple,
 )
 
@@ -26,6 +28,8 @@ Result = TypeVar("Result")
 
 _WHOLE_MARK = 0xFFFF_FFFF
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+#: What nobody will say anything on; on a busy machine most are so.
+_OVER = (TCP_CONNTRACK_TIME_WAIT, TCP_CONNTRACK_CLOSE)
 #: The mask and the flags: windows were not seen from the beginning, so none is too far out.
 _LIBERAL = {"value": (IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_BE_LIBERAL)}
 
@@ -39,6 +43,7 @@ class Connection:
     status: int  #: IPS_*
     timeout_s: int
     tcp_state: int | None
+    mark: int
 
     @property
     def protocol(self) -> int:
@@ -71,14 +76,15 @@ def forget_connections(mark: int) -> None:
     _asked(flush, f"connections with mark {mark:#x} cannot be deleted")
 
 
-def connections_with(mark: int, version: int) -> list[Connection]:
-    """The connections of a family that have this mark. Raises NetworkError if the kernel refuses."""
+def connections_with(mark: int, mask: int, version: int) -> list[Connection]:
+    """The connections of a family that go on and have this mark. Raises NetworkError."""
 
     def read() -> list[Connection]:
         with NFCTSocket(_FAMILIES[version]) as table:
-            return [_connection(version, each) for each in table.dump(mark=mark)]
+            told = table.dump(mark=mark, mark_mask=mask)
+            return [_connection(version, each) for each in told if _tcp_state(each) not in _OVER]
 
-    return _asked(read, f"connections with mark {mark:#x} cannot be read")
+    return _asked(read, f"connections with mark {mark:#x}/{mask:#x} cannot be read")
 
 
 def enter_connections(connections: Iterable[tuple[Connection, Endpoint, int]], version: int) -> None:
@@ -142,14 +148,19 @@ def _connection(version: int, message: Any) -> Connection:
         NFCTAttrTuple.from_netlink(family, message.get_attr(name))
         for name in ("CTA_TUPLE_ORIG", "CTA_TUPLE_REPLY")
     )
-    tcp = message.get_nested("CTA_PROTOINFO", "CTA_PROTOINFO_TCP")
     return Connection(
         original,
         reply,
         message.get_attr("CTA_STATUS"),
         message.get_attr("CTA_TIMEOUT"),
-        tcp and tcp.get_attr("CTA_PROTOINFO_TCP_STATE"),
+        _tcp_state(message),
+        message.get_attr("CTA_MARK"),
     )
+
+
+def _tcp_state(message: Any) -> int | None:
+    tcp = message.get_nested("CTA_PROTOINFO", "CTA_PROTOINFO_TCP")
+    return None if tcp is None else int(tcp.get_attr("CTA_PROTOINFO_TCP_STATE"))
 
 
 def _asked(question: Callable[[], Result], failure: str) -> Result:

@@ -219,14 +219,16 @@ class Backends:
         """Drop none any more."""
         self._held = {}
 
-    def leave(self) -> Moving:
-        """The connections of those that are held, which the old way of forwarding has let go of.
-
-        Raises NetworkError.
-        """
+    def moving(self) -> Moving:
+        """The connections of those that are held. Raises NetworkError."""
         return [
-            (each, FORWARDINGS[each.service.forwarding].leave(_place(each))) for each in self._held.values()
+            (part, FORWARDINGS[part.service.forwarding].known(_place(part))) for part in self._held.values()
         ]
+
+    def leave(self) -> None:
+        """Let the old way of forwarding let go of them. Raises NetworkError."""
+        for part in self._held.values():
+            FORWARDINGS[part.service.forwarding].leave(_place(part))
 
     def take_over(self, moving: Moving) -> None:
         """Go on with connections in the present way of forwarding. Raises NetworkError."""

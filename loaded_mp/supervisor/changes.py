@@ -78,15 +78,18 @@ class Changes:
     async def hold(self, before: Services) -> Moving:
         """Publish what has changed, and hold what goes over to another way of forwarding: its connections."""
         self._backends.hold(before)
-        await self._publisher.publish(self._backends.fill)
-        if not self._backends.holds:
-            return []
-        await self._publisher.stamped()
+        moving: Moving = []
         try:
-            return await aside(self._backends.leave)
+            if self._backends.holds:
+                moving = await aside(self._backends.moving)
+            await self._publisher.publish(self._backends.fill)
+            if self._backends.holds:
+                await self._publisher.stamped()
+                await aside(self._backends.leave)
         except NetworkError as error:
             log.error(event("connections-kept", cause=str(error)))
-            return []
+            await self._publisher.publish(self._backends.fill)
+        return moving
 
     async def go_on(self, moving: Moving) -> None:
         """Let what was held go on in the present way of forwarding."""

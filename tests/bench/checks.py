@@ -1,7 +1,8 @@
 """How many checks one core carries, and how many are on time: `python tests/bench/checks.py --out FOLDER`.
 
 The targets are addresses of one namespace beyond a veth pair, with nginx and an echo of datagrams in it. The
-runner is the daemon's own, in a process of its own, pinned to one core; the servers have another one.
+runner is the daemon's own, in a process of its own, pinned to one core; the servers have another one. Then
+all is measured once more, while a daemon forwards what it can on the servers' core.
 """
 
 import asyncio
@@ -31,12 +32,14 @@ from loaded_mp.checks.tcp import TcpCheck
 from loaded_mp.checks.udp import UdpCheck
 from loaded_mp.fields import Endpoint
 from loaded_mp.lab.interrupt import interrupt_on_signals
+from loaded_mp.lab.lab import VIP4, Lab, Options
 from loaded_mp.lab.namespace import Namespace, connect, new_prefix, remove_leftovers
 from loaded_mp.lab.wait import wait_until
 
 #: Until every target was asked once.
 _WARM_UP = 1.5
 _ON_TIME = 0.1  #: of the interval
+_FULL_PACKETS = 10_000  #: that a daemon has forwarded when its traffic is under way
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 
 _NGINX = """
@@ -147,6 +150,20 @@ def in_a_process(namespace: str, check: Check, number: int, seconds: float) -> d
         return pool.apply(measure, (namespace, check, number, seconds))
 
 
+@contextlib.contextmanager
+def full_traffic() -> Iterator[None]:
+    """A daemon that forwards all that wrk asks for, both on the targets' core."""
+    core = max(os.sched_getaffinity(0))
+    with Lab(Options(sources=4)) as lab:
+        daemon = lab.daemon(f"first_core = {core}\nlast_core = {core}\n{lab.config(workers=1)}")
+        words = ("taskset", "-c", str(core), "wrk", "-t", "1", "-c", "16", "-d", "1h", f"http://{VIP4}/")
+        asking = lab.client.talk(*words)
+        wait_until(lambda: daemon.status().workers[0].counters["packets"] > _FULL_PACKETS, "it forwards")
+        yield
+        asking.kill()
+        daemon.stop()
+
+
 @click.command()
 @click.option("--checks", "number", default=10_000, show_default=True)
 @click.option("--interval", "interval_s", default=2.0, show_default=True)
@@ -156,12 +173,20 @@ def in_a_process(namespace: str, check: Check, number: int, seconds: float) -> d
 def main(number: int, interval_s: float, seconds: float, only: tuple[str, ...], out: Path | None) -> None:
     """Measure each kind of check."""
     interrupt_on_signals()
-    found = {}
+    wanted = {name: check for name, check in kinds(interval_s).items() if not only or name in only}
+    found: dict[str, dict[str, Any]] = {}
     with network() as balancer:
-        for name, check in kinds(interval_s).items():
-            if not only or name in only:
-                found[name] = in_a_process(balancer.name, check, number, seconds)
-                print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+
+        def all_measured() -> Iterator[tuple[str, dict[str, Any]]]:
+            for name, check in wanted.items():
+                measured = in_a_process(balancer.name, check, number, seconds)
+                print(name, json.dumps(measured), file=sys.stderr, flush=True)
+                yield name, measured
+
+        found = dict(all_measured())
+        with full_traffic():
+            for name, measured in all_measured():
+                found[name]["on_time_beside_traffic"] = measured["on_time"]
     data = {"interval_s": interval_s, "seconds": seconds, "kinds": found}
     text = json.dumps(data, indent=1) + "\n"
     if out:

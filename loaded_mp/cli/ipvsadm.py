@@ -1,4 +1,4 @@
-"""The status as `ipvsadm -L -n --stats` and `--rate` print theirs, for eyes and scripts that know these.
+"""The status as `ipvsadm -L -n` prints its own, and that with `--stats` and `--rate`.
 
 LVS counts for each virtual service, loaded-mp for each service: what its backends have counted stands under
 each of its VIPs and listeners. As in LVS, replies that do not pass this machine count as none.
@@ -7,42 +7,71 @@ each of its VIPs and listeners. As in LVS, replies that do not pass this machine
 from collections.abc import Iterator
 from ipaddress import ip_network
 
+from loaded_mp.config.model import ClientAffinity
 from loaded_mp.fields import Endpoint, Listener
+from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.status import BackendStatus, ServiceStatus, Status
 
 _COLUMNS = ("new_flows", "to_backend_packets", "to_client_packets", "to_backend_bytes", "to_client_bytes")
+_TOTALS = ("Conns", "InPkts", "OutPkts", "InBytes", "OutBytes")
+_RATES = ("CPS", "InPPS", "OutPPS", "InBPS", "OutBPS")
+
+Backends = list[tuple[str, BackendStatus]]  #: with what ipvsadm calls them
 
 
 def ipvsadm(now: Status) -> Iterator[str]:
-    """Its lines: totals, then rates."""
-    for rates in (False, True):
-        yield f"IP Virtual Server version {now.version} (size={now.flow_table.capacity})"
-        titles = ("CPS", "InPPS", "OutPPS", "InBPS", "OutBPS") if rates else (
-            "Conns", "InPkts", "OutPkts", "InBytes", "OutBytes")  # fmt: skip
+    """Its lines: who is there, then totals, then rates."""
+    first = f"IP Virtual Server version {now.version} (size={now.flow_table.capacity})"
+    yield first
+    yield "Prot LocalAddress:Port Scheduler Flags"
+    yield "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn"
+    for service, name, backends in _virtual_services(now):
+        yield " ".join((name, service.scheduler, *_flags(service)))
+        way = FORWARDINGS[service.forwarding].lvs
+        for end, each in backends:
+            yield f"  -> {end:<28} {way:<7} {each.effective_weight:<6} {each.flows:<10} 0"
+    for rates, titles in ((False, _TOTALS), (True, _RATES)):
+        yield first
         yield f"{'Prot LocalAddress:Port':<33}" + "".join(f" {each:>8}" for each in titles)
         yield "  -> RemoteAddress:Port"
-        for service in now.services:
-            for vip in service.vips:
-                yield from _virtual(service, vip, rates)
+        for _, name, backends in _virtual_services(now):
+            figures = [_figures(each, rates) for _, each in backends]
+            yield _line(name, [sum(each) for each in zip(*figures, strict=True)])
+            for (end, _), row in zip(backends, figures, strict=True):
+                yield _line(f"  -> {end}", row)
 
 
-def _virtual(service: ServiceStatus, vip: str, rates: bool) -> Iterator[str]:
+def _virtual_services(now: Status) -> Iterator[tuple[ServiceStatus, str, Backends]]:
+    """What LVS would have for each VIP and listener of each service."""
+    for service in now.services:
+        for vip in service.vips:
+            for text in service.listen or ("any",):
+                yield service, *_virtual(service, vip, text)
+
+
+def _virtual(service: ServiceStatus, vip: str, text: str) -> tuple[str, Backends]:
     family = ip_network(vip).version
+    listener = None if text == "any" else Listener.model_validate(text)
+    protocol = str(listener.number) if listener and listener.number else text.partition("/")[0].upper()
+    name = f"FWM  {listener.mark}" if listener and listener.mark else f"{protocol:<4} {_at(vip, listener)}"
     backends = [
-        (endpoint, each)
+        (_at(str(endpoint.ip), listener.at(endpoint.port) if listener else None), each)
         for each in service.backends
         if (endpoint := Endpoint.read(each.address)).version == family
     ]
-    figures = [_figures(each, rates) for _, each in backends]
-    for text in service.listen or ("any",):
-        listener = None if text == "any" else Listener.model_validate(text)
-        total = [sum(each) for each in zip(*figures, strict=True)]
-        name = str(listener.number) if listener and listener.number else text.partition("/")[0].upper()
-        first = f"FWM  {listener.mark}" if listener and listener.mark else f"{name:<4} {_at(vip, listener)}"
-        yield _line(first, total)
-        for (endpoint, _), row in zip(backends, figures, strict=True):
-            own = listener.at(endpoint.port) if listener else None
-            yield _line(f"  -> {_at(str(endpoint.ip), own)}", row)
+    return name, backends
+
+
+def _flags(service: ServiceStatus) -> Iterator[str]:
+    affinity = ClientAffinity.model_validate(service.affinity)
+    if affinity.kind == "none":
+        yield "ops"
+    if affinity.kind == "source":
+        yield "persistent"
+        if affinity.prefix4 < 32:
+            yield f"mask {ip_network(f'0.0.0.0/{affinity.prefix4}').netmask}"
+        if affinity.prefix6 < 128:
+            yield f"mask {affinity.prefix6}"
 
 
 def _figures(backend: BackendStatus, rates: bool) -> list[int]:

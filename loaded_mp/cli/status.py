@@ -37,7 +37,7 @@ def chosen(service: str | None, backend: str, idle: bool) -> Status:
 @click.command("status")
 @choice_options
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
-@click.option("--ipvsadm", "as_ipvsadm", is_flag=True, help="As ipvsadm -L -n --stats, then --rate.")
+@click.option("--ipvsadm", "as_ipvsadm", is_flag=True, help="As ipvsadm -L -n, then with --stats and --rate.")
 def command(service: str | None, backend: str, idle: bool, as_json: bool, as_ipvsadm: bool) -> None:
     """Show what the running daemon does: who is served by whom, workers, what was not balanced.
 

@@ -48,6 +48,7 @@ class Conntrack(Forwarding):
     """Marks from workers, addresses from conntrack."""
 
     who: ClassVar[str] = "the kernel's NAT"
+    lvs: ClassVar[str] = "Masq"
     needs: ClassVar[str] = (
         "the table security, the matches mark and connmark and the target DNAT (xt_mark, xt_connmark, xt_nat)"
     )

@@ -36,6 +36,7 @@ class DirectRouting(Forwarding):
     """LVS's way of this name."""
 
     who: ClassVar[str] = "nobody, the backends have the VIP"
+    lvs: ClassVar[str] = "Route"
     needs: ClassVar[str] = (
         "the tables raw and mangle, the matches mark and conntrack and the target TEE (xt_TEE)"
     )

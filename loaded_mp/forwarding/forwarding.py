@@ -91,6 +91,8 @@ class Forwarding(ABC):
 
     #: Who does, for people.
     who: ClassVar[str]
+    #: What ipvsadm calls it.
+    lvs: ClassVar[str]
     #: What the kernel has to have for it, for people.
     needs: ClassVar[str]
     #: What a worker does with a packet.

@@ -36,6 +36,7 @@ class Rewrite(Forwarding):
     """The way of the paper."""
 
     who: ClassVar[str] = "workers (the default)"
+    lvs: ClassVar[str] = "Masq"
     needs: ClassVar[str] = (
         "the tables raw, mangle and nat, the targets NFQUEUE, CT, MARK, CONNMARK and MASQUERADE and the"
         " matches conntrack, mark, connmark, ttl, hl and length (xt_NFQUEUE, xt_CT, xt_mark, xt_connmark,"

@@ -36,6 +36,7 @@ class Tunnelling(Forwarding):
     """IP in IP and GUE."""
 
     who: ClassVar[str] = "nobody, workers put packets into others for backends that have the VIP"
+    lvs: ClassVar[str] = "Tunnel"
     needs: ClassVar[str] = (
         "the tables raw and mangle, the matches mark, conntrack, ttl and hl and the targets CT and MARK"
     )

@@ -68,7 +68,10 @@ def remember(work: Work, service: int, vip: Address128, backend: int) -> None:
     else:
         _, evicted = insert(work.table, flow, backend | HOME, work.now_s + KEPT_S)
         count_evicted(work, evicted)
-    _renew(work, service, vip, 1, places)
+    for place in range(1, places):
+        entry, word = find(work.table, _home(work, service, vip, place))
+        if entry >= 0:
+            touch(work.table, entry, word, work.now_s, work.now_s + KEPT_S)
 
 
 @compiled
@@ -80,14 +83,6 @@ def copy_homes(work: Work, service: int, vips: Words, table: FlowTable) -> None:
             entry, word = find(work.table, flow)
             if entry >= 0:
                 insert(table, flow, value_of(word), work.now_s + KEPT_S)
-
-
-@compiled
-def _renew(work: Work, service: int, vip: Address128, first: int, stop: int) -> None:
-    for place in range(first, stop):
-        entry, word = find(work.table, _home(work, service, vip, place))
-        if entry >= 0:
-            touch(work.table, entry, word, work.now_s, work.now_s + KEPT_S)
 
 
 @compiled

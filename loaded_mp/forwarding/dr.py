@@ -9,16 +9,15 @@ machine, and the packet itself is dropped (nf_dup_ipv4.c and nf_dup_ipv6.c in th
 Port matches rely on whole packets, as in `rewrite`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
-from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side
+from loaded_mp.forwarding.forwarding import Chain, Side
 from loaded_mp.forwarding.queueing import (
     DECIDED,
-    enter_by_mark,
+    FROM_BEFORE,
+    ByMark,
     goes_by_marks,
-    known_by_mark,
-    leave_by_mark,
     misplaced,
     replies,
     requests,
@@ -26,13 +25,13 @@ from loaded_mp.forwarding.queueing import (
 from loaded_mp.memory.counters import OF_REQUESTS, BackendCounter
 from loaded_mp.memory.marks import BACKEND, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
-from loaded_mp.network.rules import link_messages
+from loaded_mp.network.rules import link_messages, ttl
 
 #: Backends whose rules share a chain: with 1,000, a packet passes as many jumps as backends in its chain.
 _SENT_TOGETHER = 32
 
 
-class DirectRouting(Forwarding):
+class DirectRouting(ByMark):
     """LVS's way of this name."""
 
     who: ClassVar[str] = "nobody, the backends have the VIP"
@@ -52,23 +51,10 @@ class DirectRouting(Forwarding):
         clients hear of the end only if the backend's words reach them.
         """
         if side.vips:
-            why = "replies of connections that were forwarded in another way before"
-            yield Chain("mangle", "POSTROUTING", "LOADED-DR-REPLIES", tuple(_left(side)), why)
+            yield Chain("mangle", "POSTROUTING", "LOADED-DR-REPLIES", tuple(_left(side)), FROM_BEFORE)
             yield from _sending(side)
             rules, last = tuple(_requests(side)), goes_by_marks(side)
             yield Chain("raw", "PREROUTING", "LOADED-DR", rules, "packets for VIPs", last=last)
-
-    def known(self, place: Place) -> list[Left]:
-        """Only connections from before are in the kernel's table."""
-        return known_by_mark(place)
-
-    def leave(self, place: Place) -> None:
-        """As in `known`."""
-        leave_by_mark(place)
-
-    def take_over(self, place: Place, left: Iterable[Left]) -> None:
-        """Let their replies come to workers until they end."""
-        enter_by_mark(place, left)
 
 
 def _left(side: Side) -> Iterator[str]:
@@ -78,7 +64,7 @@ def _left(side: Side) -> Iterator[str]:
 
 def _sending(side: Side) -> Iterator[Chain]:
     """TEE takes one from the TTL without looking, so what has none left is dropped before."""
-    match = "-m ttl --ttl-eq 0" if side.family == 4 else "-m hl --hl-eq 0"
+    match = ttl("eq 0", side.family)
     chains: dict[int, list[str]] = {}
     for backend, endpoint in side.backends.items():
         rules = chains.setdefault(backend // _SENT_TOGETHER, ["-i lo -j RETURN", f"{match} -j DROP"])

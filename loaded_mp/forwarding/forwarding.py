@@ -114,14 +114,16 @@ class Forwarding(ABC):
         """What others than workers counted since their counters began, by backend id. Raises NetworkError."""
         return {}
 
+    @abstractmethod
     def known(self, place: Place) -> list[Left]:
         """The connections that the kernel knows. Raises NetworkError."""
-        return []
 
-    def leave(self, place: Place) -> None:  # noqa: B027 (those that hold nothing)
+    @abstractmethod
+    def leave(self, place: Place) -> None:
         """Let go of them, as another way of forwarding goes on. Raises NetworkError."""
 
-    def take_over(self, place: Place, left: Iterable[Left]) -> None:  # noqa: B027 (those that need nothing)
+    @abstractmethod
+    def take_over(self, place: Place, left: Iterable[Left]) -> None:
         """Go on with the connections that another way of forwarding has left. Raises NetworkError."""
 
     def forget(self, backend: int) -> None:  # noqa: B027 (most have nothing to let go of)

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator
 
 from loaded_mp.fields import Endpoint
-from loaded_mp.forwarding.forwarding import Left, Place, Side, unmarked
+from loaded_mp.forwarding.forwarding import Forwarding, Left, Place, Side, unmarked
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, MISPLACED, VIP, VIP_MASK, WHOLE_MASK, matched
 from loaded_mp.network.rules import errors, limits, link_messages, words
 
+#: Why a way whose replies do not pass this host has a chain for them.
+FROM_BEFORE = "replies of connections that were forwarded in another way before"
 #: A worker has decided this packet, and the kernel goes on with it.
 DECIDED = f"-m mark --mark {matched(BACKEND, BACKEND_MASK)}"
 _BY_VIP = matched(VIP, VIP_MASK)
@@ -54,40 +56,38 @@ def by_mark(side: Side) -> Iterator[str]:
     yield words(f"-m mark --mark {_BY_VIP}", side.queue)
 
 
-def known_by_mark(place: Place) -> list[Left]:
-    """The connections whose replies are known by marks. Raises NetworkError."""
-    from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
+class ByMark(Forwarding):
+    """Ways of forwarding whose connections conntrack knows by the marks of their VIPs, if it knows them."""
 
-    return [
-        Left(connection, Endpoint(place.vips[known.mark - VIP], found[1]))
-        for known in conntrack.connections_with(VIP, VIP_MASK, place.family)
-        if known.mark - VIP in place.vips
-        for connection in (known, known.turned)
-        if (found := place.behind(connection.backend))
-    ]
+    def known(self, place: Place) -> list[Left]:
+        """Those of its VIPs."""
+        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
+        return [
+            Left(connection, Endpoint(place.vips[known.mark - VIP], found[1]))
+            for known in conntrack.connections_with(VIP, VIP_MASK, place.family)
+            if known.mark - VIP in place.vips
+            for connection in (known, known.turned)
+            if (found := place.behind(connection.backend))
+        ]
 
-def leave_by_mark(place: Place) -> None:
-    """Delete them. Raises NetworkError."""
-    from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
+    def leave(self, place: Place) -> None:
+        """Delete them, lest the kernel take them for others than the clients'."""
+        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
-    for vip in place.vips:
-        conntrack.forget_connections(VIP + vip)
+        for vip in place.vips:
+            conntrack.forget_connections(VIP + vip)
 
+    def take_over(self, place: Place, left: Iterable[Left]) -> None:
+        """Enter them under these marks: replies come to workers, who write the addresses."""
+        from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
 
-def enter_by_mark(place: Place, left: Iterable[Left]) -> None:
-    """Enter connections under the mark of their VIP; their addresses are those that workers write.
-
-    Raises NetworkError.
-    """
-    from loaded_mp.network import conntrack  # noqa: PLC0415 (names need no netlink)
-
-    marks = {address: VIP + vip for vip, address in place.vips.items()}
-    conntrack.enter_connections(
-        (
-            (connection, connection.backend, marks[vip.ip])
-            for connection, vip in left
-            if vip.port and vip.ip in marks
-        ),
-        place.family,
-    )
+        marks = {address: VIP + vip for vip, address in place.vips.items()}
+        conntrack.enter_connections(
+            (
+                (connection, connection.backend, marks[vip.ip])
+                for connection, vip in left
+                if vip.port and vip.ip in marks
+            ),
+            place.family,
+        )

@@ -10,29 +10,27 @@ Port matches rely on whole packets: the conntrack match in LOADED-POSTROUTING ma
 fragments in front of raw PREROUTING (nf_defrag_ipv4, nf_defrag_ipv6).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 from loaded_mp.fields import Address, Network
-from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side
+from loaded_mp.forwarding.forwarding import Chain, Side
 from loaded_mp.forwarding.queueing import (
     DECIDED,
+    ByMark,
     by_mark,
-    enter_by_mark,
     goes_by_marks,
-    known_by_mark,
-    leave_by_mark,
     misplaced,
     replies,
     requests,
 )
 from loaded_mp.memory.snapshot import Answer
-from loaded_mp.network.rules import HEADERS, LONGEST_PACKET, link_messages
+from loaded_mp.network.rules import HEADERS, LONGEST_PACKET, link_messages, ttl
 
 _OWN_REQUESTS = "this host as a client of VIPs"
 
 
-class Rewrite(Forwarding):
+class Rewrite(ByMark):
     """The way of the paper."""
 
     who: ClassVar[str] = "workers (the default)"
@@ -54,18 +52,6 @@ class Rewrite(Forwarding):
         asked, own, last = tuple(_requests(side)), tuple(_for_vips(side)), goes_by_marks(side)
         yield Chain("raw", "PREROUTING", "LOADED-PREROUTING", asked, "packets for VIPs", last=last)
         yield Chain("raw", "OUTPUT", "LOADED-OUTPUT", own, _OWN_REQUESTS, last=last)
-
-    def known(self, place: Place) -> list[Left]:
-        """Those of its VIPs."""
-        return known_by_mark(place)
-
-    def leave(self, place: Place) -> None:
-        """Delete the connections, lest the kernel take them for others than the clients'."""
-        leave_by_mark(place)
-
-    def take_over(self, place: Place, left: Iterable[Left]) -> None:
-        """Enter them under the mark of their VIP; their addresses are those that workers write."""
-        enter_by_mark(place, left)
 
 
 def _requests(side: Side) -> Iterator[str]:
@@ -91,7 +77,7 @@ def _untracked(side: Side, vip: Address | Network) -> Iterator[str]:
     kernel refuses to queue that (net/netfilter/nfnetlink_queue.c, nf_ct_drop_unconfirmed): so conntrack
     does not get to see them. TCP begins with packets that no link is too narrow for.
     """
-    match = "-m ttl --ttl-lt 2" if side.family == 4 else "-m hl --hl-lt 2"
+    match = ttl("lt 2", side.family)
     yield f"-d {vip} {match} -j CT --notrack"
     if side.narrow_mtu:
         yield f"-d {vip} ! -p tcp -m length --length {side.narrow_mtu + 1}:65535 -j CT --notrack"

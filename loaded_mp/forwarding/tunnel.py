@@ -11,15 +11,14 @@ host (raw OUTPUT): a worker makes it one about the packet that was carried, for 
 on the way come by raw PREROUTING.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
-from loaded_mp.forwarding.forwarding import Chain, Forwarding, Left, Place, Side
+from loaded_mp.forwarding.forwarding import Chain, Side
 from loaded_mp.forwarding.queueing import (
-    enter_by_mark,
+    FROM_BEFORE,
+    ByMark,
     goes_by_marks,
-    known_by_mark,
-    leave_by_mark,
     misplaced,
     replies,
     requests,
@@ -27,12 +26,12 @@ from loaded_mp.forwarding.queueing import (
 from loaded_mp.memory.counters import OF_REQUESTS, BackendCounter
 from loaded_mp.memory.marks import TUNNEL, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
-from loaded_mp.network.rules import errors, link_messages, words
+from loaded_mp.network.rules import errors, link_messages, ttl, words
 
 _TUNNEL = matched(TUNNEL, WHOLE_MASK)
 
 
-class Tunnelling(Forwarding):
+class Tunnelling(ByMark):
     """IP in IP and GUE."""
 
     who: ClassVar[str] = "nobody, workers put packets into others for backends that have the VIP"
@@ -51,25 +50,12 @@ class Tunnelling(Forwarding):
         LOADED-TUNNEL-REPLIES is what LOADED-DR-REPLIES is.
         """
         if side.vips:
-            why = "replies of connections that were forwarded in another way before"
             left = tuple(replies(side, with_errors=False))
-            yield Chain("mangle", "POSTROUTING", "LOADED-TUNNEL-REPLIES", left, why)
+            yield Chain("mangle", "POSTROUTING", "LOADED-TUNNEL-REPLIES", left, FROM_BEFORE)
             why = "errors about what tunnels carry"
             yield Chain("raw", "OUTPUT", "LOADED-TUNNEL-ERRORS", tuple(_errors(side)), why)
             rules, last = tuple(_requests(side)), goes_by_marks(side)
             yield Chain("raw", "PREROUTING", "LOADED-TUNNEL", rules, "packets for VIPs", last=last)
-
-    def known(self, place: Place) -> list[Left]:
-        """Only connections from before are in the kernel's table."""
-        return known_by_mark(place)
-
-    def leave(self, place: Place) -> None:
-        """As in `known`."""
-        leave_by_mark(place)
-
-    def take_over(self, place: Place, left: Iterable[Left]) -> None:
-        """Let their replies come to workers until they end."""
-        enter_by_mark(place, left)
 
 
 def _requests(side: Side) -> Iterator[str]:
@@ -80,7 +66,7 @@ def _requests(side: Side) -> Iterator[str]:
     yield from link_messages(side.family)
     yield from _errors(side)
     yield from misplaced(side)
-    match = "-m ttl --ttl-eq 0" if side.family == 4 else "-m hl --hl-eq 0"
+    match = ttl("eq 0", side.family)
     yield from (f"-d {vip} {match} -j DROP" for vip in side.vips)
     yield from requests(side)
 

@@ -78,6 +78,11 @@ def errors(family: Family) -> list[str]:
     return [f"-p icmpv6 --icmpv6-type {number}" for number in _ERROR_TYPES[6]]
 
 
+def ttl(compared: str, family: Family) -> str:
+    """A match of what is left of hops, as in "eq 0"; IPv6 calls that the hop limit."""
+    return f"-m ttl --ttl-{compared}" if family == 4 else f"-m hl --hl-{compared}"
+
+
 def limits(listeners: tuple[Listener, ...], family: Family, ports: Literal["sport", "dport"]) -> list[str]:
     """Matches of what listeners answer; one that matches everything if there are none.
 

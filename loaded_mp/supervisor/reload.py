@@ -215,6 +215,10 @@ class Reload:
             await self.changes.go_on(moving)
             await self.pool.shrink(before.config)
             raise
+        except asyncio.CancelledError:
+            # Who stops tells both ends of connections, and drops no words of theirs.
+            self.backends.let_go()
+            raise
         await self.changes.go_on(moving)
         await self.pool.shrink(config)
 

@@ -17,7 +17,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Bytes = npt.NDArray[np.uint8]
 
 #: The packages that hold compiled functions and all that these refer to.
-PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath")
+PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath", "fastpath")
+
+#: Set in the process that compiles for the kernel (`fastpath/compiler.py`).
+FOR_KERNEL = "LOADED_MP_FOR_KERNEL"
+_FOR_KERNEL = FOR_KERNEL in os.environ
+#: The most rows that a loop of `bounded` length goes through there: its verifier follows each.
+_MOST = 16 if _FOR_KERNEL else 1 << 62
 
 #: A file beside the machine code, once all of it is there.
 _COMPLETE = "complete"
@@ -35,6 +41,16 @@ def compiled(function: Function) -> Function:
     package, _, module = function.__module__.partition(".")
     if package == __package__ and module.split(".")[0] not in (*PACKAGES, "compiled"):
         raise ImportError(f"{function.__module__} holds a compiled function: name its package in PACKAGES")
+    if _FOR_KERNEL:
+        decorator = numba.njit(
+            nogil=True,
+            error_model="numpy",
+            forceinline=True,
+            _nrt=False,
+            no_cpython_wrapper=True,
+            no_cfunc_wrapper=True,
+        )
+        return cast(Function, decorator(function))
     decorator = numba.njit(
         cache=bool(numba.config.CACHE_DIR),
         nogil=True,
@@ -109,3 +125,11 @@ def signed(number: Any) -> int:
     numba makes a float of the sum of an int64 and a uint64.
     """
     return int(np.int64(number))
+
+
+@compiled
+def bounded(rows: int) -> int:
+    """How many of so many rows are looked through: all, but in the kernel, where what is not found goes to
+    the queue.
+    """
+    return min(rows, _MOST)

@@ -212,6 +212,14 @@ class TrackedStatus(_Model):
     percent: int  #: how full it is
 
 
+class FastPathStatus(_Model):
+    """Whether the kernel repeats what workers have decided."""
+
+    interfaces: tuple[str, ...]  #: whose packets it sees; empty: workers see all
+    why_not: str  #: why it does not see those of all that the configuration names; empty: it does
+    counters: dict[str, int]  #: by FastPathCounter name in lower case
+
+
 class Status(_Model):
     """A whole daemon."""
 
@@ -221,6 +229,7 @@ class Status(_Model):
     services: tuple[ServiceStatus, ...]
     workers: tuple[WorkerStatus, ...]
     flow_table: FlowTableStatus
+    fast_path: FastPathStatus
     tracked: TrackedStatus | None  #: None: the kernel tracks no connections
     drifts_mended: int  #: how often something that others took away of the network set-up was put back
     counters_age_s: float  #: seconds since the counters that others than workers keep were last read

@@ -42,6 +42,7 @@ class Place:
     memory: int  #: descriptor of the shared memory, for a supervisor that comes later
     core: int | None  #: None: any
     user: str
+    links: tuple[int, ...] = ()  #: descriptors of the fast path's, which lasts as long as anybody has them
 
 
 def run(memory: SharedMemory, place: Place, replacing: bool) -> NoReturn:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loaded_mp.compiled import Bytes, compiled
+from loaded_mp.datapath.counting import count_begun, count_to_backend, count_to_client, count_words
 from loaded_mp.datapath.home import LOST_RACE, backend_for, has_flow, home_of, renew
 from loaded_mp.datapath.lookup import (
     NO_PORT,
@@ -136,8 +137,8 @@ def _to_backend(packet: Bytes, header: Header, before: int, work: Work) -> tuple
         address = snapshot.backend_bytes[backend, : address_length(header.version)]
         set_destination(packet, header, address, _backend_port(work, backend, ends))
         mark = VIP + snapshot.listeners[listener, ListenerColumn.VIP]
-    _count_to_backend(work, backend, header)
-    work.backends_counted[backend][BackendCounter.CONNECTIONS] += np.uint64(step == Step.BEGINS)
+    count_to_backend(work, backend, header)
+    count_begun(work, backend, step)
     return Reason.OK, backend, mark
 
 
@@ -165,7 +166,7 @@ def _error_to_backend(
             backend = home_of(work, snapshot.listeners[marked, ListenerColumn.SERVICE], ends)
     if backend < 0:
         return (Reason.NO_FLOW if listener >= 0 else Reason.NO_SERVICE), -1, 0
-    _count_to_backend(work, backend, header)
+    count_to_backend(work, backend, header)
     mark = _unchanged(snapshot, snapshot.listeners[listener, ListenerColumn.SERVICE], backend)
     if mark:
         return Reason.OK, backend, mark
@@ -206,11 +207,11 @@ def _to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tuple[Re
     counted = work.backends_counted[backend]
     if step == Step.BREAKS:
         counted[BackendCounter.REFUSALS if refuses(packet, header) else BackendCounter.RESETS] += _ONE
-    elif not _is_tcp(header) or says_something(packet, header):
-        counted[BackendCounter.WORDS] += _ONE
+    else:
+        count_words(work, backend, packet, header)
     address = work.snapshot.vip_bytes[vip, : address_length(header.version)]
     set_source(packet, header, address, ends.service_port)
-    _count_to_client(work, backend, header)
+    count_to_client(work, backend, header)
     return Reason.OK, backend
 
 
@@ -232,7 +233,7 @@ def _error_to_client(packet: Bytes, header: Header, mark: int, work: Work) -> tu
     sender = read_address(packet, source_at(header.version, header.start), header.version)
     if sender.high == ends.server.high and sender.low == ends.server.low:
         set_source(packet, header, address, ends.service_port)
-    _count_to_client(work, backend, header)
+    count_to_client(work, backend, header)
     work.backends_counted[backend][BackendCounter.ERRORS] += _ONE
     return Reason.OK, backend
 
@@ -368,17 +369,3 @@ def _backend_port(work: Work, backend: int, ends: Ends) -> int:
     """The port at which a backend answers what its client asks for."""
     port: int = ends.service_port + work.snapshot.backend_ports[backend, PortColumn.SHIFT]
     return port
-
-
-@compiled
-def _count_to_backend(work: Work, backend: int, header: Header) -> None:
-    row = work.backends_counted[backend]
-    row[BackendCounter.TO_BACKEND_PACKETS] += _ONE
-    row[BackendCounter.TO_BACKEND_BYTES] += np.uint64(header.end - header.start)
-
-
-@compiled
-def _count_to_client(work: Work, backend: int, header: Header) -> None:
-    row = work.backends_counted[backend]
-    row[BackendCounter.TO_CLIENT_PACKETS] += _ONE
-    row[BackendCounter.TO_CLIENT_BYTES] += np.uint64(header.end - header.start)

@@ -129,6 +129,15 @@ def _held(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> tuple[
 
 @compiled
 def _go_on(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> int:
+    """The backend with which a flow goes on, renewed or ended; NO_BACKEND if there is none, or LOST_RACE."""
+    held = keep(work, service, flow, ends, step)
+    if held >= 0 and step in (Step.ENDS, Step.BREAKS):
+        _close(work, service, flow)
+    return held
+
+
+@compiled
+def keep(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> int:
     """The backend with which a flow goes on, renewed; NO_BACKEND if there is none, or LOST_RACE."""
     entry, word, held, stays = _held(work, service, flow, ends, step)
     if not stays:
@@ -138,39 +147,53 @@ def _go_on(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> int:
         idle_s = min(idle_s, work.snapshot.services[service][ServiceColumn.FIN_IDLE_S])
     if not touch(work.table, entry, word, work.now_s, work.now_s + idle_s):
         return LOST_RACE
-    if step in (Step.ENDS, Step.BREAKS):
-        _close(work, service, flow)
     return held
 
 
 @compiled
 def renew(work: Work, backend: int, ends: Ends, step: int) -> None:
-    """Let a client's flow live on, as its backend has answered; if it is forgotten, enter it again.
-
-    The answer to a SYN confirms nothing: SYNs from invented sources are answered too.
-    """
+    """Let a client's flow live on, as its backend has answered; if it is forgotten, enter it again."""
     service = work.snapshot.backend_services[backend]
-    row = work.snapshot.services[service]
-    if row[ServiceColumn.AFFINITY] == Affinity.NONE:
+    if work.snapshot.services[service][ServiceColumn.AFFINITY] == Affinity.NONE:
         return
-    idle_s = _idle_s(work, service, ends.protocol)
-    if step in (Step.BEGINS, Step.ANSWERS, Step.BREAKS):
-        idle_s = min(idle_s, row[ServiceColumn.UNCONFIRMED_S])
     flow = client_flow(work, service, ends)
-    entry, word = _find_now_or_before(work, service, flow, ends)
-    if entry >= 0:
-        value = value_of(word)
-        if value & CLOSING:
-            idle_s = min(idle_s, row[ServiceColumn.FIN_IDLE_S])
-        if value & ~CLOSING == backend:
-            touch(work.table, entry, word, work.now_s, work.now_s + idle_s)
-            if step in (Step.ENDS, Step.BREAKS):
-                _close(work, service, flow)
-    elif work.snapshot.backend_flags[backend] & Flag.USABLE and step != Step.BREAKS:
-        held, evicted = insert(work.table, flow, backend, work.now_s + idle_s)
+    held = answered(work, backend, flow, ends, step)
+    if held == backend and step in (Step.ENDS, Step.BREAKS):
+        _close(work, service, flow)
+    elif held < 0 and work.snapshot.backend_flags[backend] & Flag.USABLE and step != Step.BREAKS:
+        held, evicted = insert(work.table, flow, backend, work.now_s + _answered_s(work, service, ends, step))
         count_evicted(work, evicted)
         if held == backend:
             count_flow(work, backend, -1)
+
+
+@compiled
+def answered(work: Work, backend: int, flow: Flow, ends: Ends, step: int) -> int:
+    """The backend id that a client's flow has, or -1; renewed if it is `backend`, which has answered."""
+    service = work.snapshot.backend_services[backend]
+    entry, word = _find_now_or_before(work, service, flow, ends)
+    if entry < 0:
+        return -1
+    value = value_of(word)
+    held = value & ~CLOSING
+    if held == backend:
+        idle_s = _answered_s(work, service, ends, step)
+        if value & CLOSING:
+            idle_s = min(idle_s, work.snapshot.services[service][ServiceColumn.FIN_IDLE_S])
+        touch(work.table, entry, word, work.now_s, work.now_s + idle_s)
+    return held
+
+
+@compiled
+def _answered_s(work: Work, service: int, ends: Ends, step: int) -> int:
+    """How long a flow lives after an answer.
+
+    That to a SYN confirms nothing: SYNs from invented sources are answered too.
+    """
+    idle_s = _idle_s(work, service, ends.protocol)
+    if step in (Step.BEGINS, Step.ANSWERS, Step.BREAKS):
+        idle_s = min(idle_s, work.snapshot.services[service][ServiceColumn.UNCONFIRMED_S])
+    return idle_s
 
 
 @compiled

@@ -2,10 +2,8 @@
 
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from loaded_mp.compiled import Bytes, compiled
+from loaded_mp.compiled import Bytes, bounded, compiled
+from loaded_mp.datapath.index import row_of
 from loaded_mp.memory.marks import VIP, VIP_MASK
 from loaded_mp.memory.snapshot import ListenerColumn, PortColumn, Snapshot
 from loaded_mp.packet.address import Address128, destination_at, read_address, source_at
@@ -44,29 +42,13 @@ def ends_of(packet: Bytes, header: Header, from_client: bool) -> Ends:
 @compiled
 def vip_row(snapshot: Snapshot, address: Address128) -> int:
     """The row of `vips` that holds an address, or -1."""
-    return _row_of(snapshot.vips, snapshot.sizes[0], address)
+    return row_of(snapshot.vip_index, snapshot.seeds[0], snapshot.vips, address)
 
 
 @compiled
 def address_row(snapshot: Snapshot, address: Address128) -> int:
     """The row of `addresses` that holds a backend's address, or -1."""
-    return _row_of(snapshot.addresses, snapshot.sizes[1], address)
-
-
-@compiled
-def _row_of(addresses: npt.NDArray[np.uint64], rows: int, address: Address128) -> int:
-    """The row of an address among the first `rows` of uint64[n, 2], which ascend; -1 if it is not there."""
-    first, last = 0, rows - 1
-    while first <= last:
-        middle = (first + last) // 2
-        high, low = addresses[middle, 0], addresses[middle, 1]
-        if high == address.high and low == address.low:
-            return middle
-        if high < address.high or (high == address.high and low < address.low):
-            first = middle + 1
-        else:
-            last = middle - 1
-    return -1
+    return row_of(snapshot.address_index, snapshot.seeds[1], snapshot.addresses, address)
 
 
 @compiled
@@ -81,7 +63,7 @@ def service_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: int
 def listener_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: int) -> int:
     """The row of `listeners` for a packet for (row) `vip`, or -1. The first one that fits counts."""
     first = snapshot.vip_listeners[vip, 0]
-    for row in range(first, first + snapshot.vip_listeners[vip, 1]):
+    for row in range(first, first + bounded(snapshot.vip_listeners[vip, 1])):
         listener = snapshot.listeners[row]
         if listener[ListenerColumn.PROTOCOL] not in (0, protocol) or listener[ListenerColumn.MARK] not in (
             0,
@@ -99,8 +81,9 @@ def listens(snapshot: Snapshot, vip: int, protocol: int, port: int) -> bool:
     """Whether the service of a VIP id answers a protocol and port there, perhaps of packets with a mark."""
     row = snapshot.vip_rows[vip]
     first = snapshot.vip_listeners[row, 0]
-    for listener in snapshot.listeners[first : first + snapshot.vip_listeners[row, 1]]:
-        if listener[ListenerColumn.MARK] and listener[ListenerColumn.VIP] == vip:
+    for listener in range(first, first + bounded(snapshot.vip_listeners[row, 1])):
+        columns = snapshot.listeners[listener]
+        if columns[ListenerColumn.MARK] and columns[ListenerColumn.VIP] == vip:
             return True
     found = listener_of(snapshot, row, protocol, port, 0)
     return bool(found >= 0 and snapshot.listeners[found, ListenerColumn.VIP] == vip)

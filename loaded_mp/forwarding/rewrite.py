@@ -24,6 +24,16 @@ from loaded_mp.forwarding.queueing import (
     replies,
     requests,
 )
+from loaded_mp.memory.marks import (
+    LEAVES,
+    LEAVES_MASK,
+    LEAVING,
+    LEAVING_MASK,
+    VIP,
+    VIP_MASK,
+    WHOLE_MASK,
+    matched,
+)
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network.rules import HEADERS, LONGEST_PACKET, link_messages, ttl
 
@@ -46,7 +56,7 @@ class Rewrite(ByMark):
         """What replies need comes before LOADED-PREROUTING and LOADED-OUTPUT, which let flows begin."""
         if not side.vips:
             return
-        rules = (*_short_segments(side), *replies(side))
+        rules = (*_short_segments(side), *_leaving(side), *replies(side))
         yield Chain("mangle", "POSTROUTING", "LOADED-POSTROUTING", rules, "replies of backends")
         yield Chain("mangle", "INPUT", "LOADED-INPUT", tuple(by_mark(side)), _OWN_REQUESTS)
         asked, own, last = tuple(_requests(side)), tuple(_for_vips(side)), goes_by_marks(side)
@@ -81,6 +91,15 @@ def _untracked(side: Side, vip: Address | Network) -> Iterator[str]:
     yield f"-d {vip} {match} -j CT --notrack"
     if side.narrow_mtu:
         yield f"-d {vip} ! -p tcp -m length --length {side.narrow_mtu + 1}:65535 -j CT --notrack"
+
+
+def _leaving(side: Side) -> Iterator[str]:
+    """Let a reply that the fast path forwards know its VIP, if it is one of a connection that came by one."""
+    if side.fast_path:
+        bits = f"{LEAVING_MASK:#x}"
+        by_vip = f"-m mark --mark {matched(LEAVING, WHOLE_MASK)} -m connmark --mark {matched(VIP, VIP_MASK)}"
+        yield f"{by_vip} -j CONNMARK --restore-mark --nfmask {bits} --ctmask {bits}"
+        yield f"-m mark --mark {matched(LEAVES, LEAVES_MASK)} -j RETURN"
 
 
 def _short_segments(side: Side) -> Iterator[str]:

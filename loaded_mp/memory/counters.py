@@ -59,6 +59,19 @@ class FlowTableCounter(Counter):
     EVICTIONS = 0, "Flows that gave way to others because their bucket was full."
 
 
+class FastPathCounter(Counter):
+    """Packets that the fast path saw, on each core. What it does not forward goes on as it came."""
+
+    FOREIGN = 0, "Packets that are neither for a service nor from a backend."
+    TO_BACKEND = 1, "Requests that the fast path gave to backends."
+    TO_CLIENT = 2, "Replies that the fast path gave to clients."
+    NOT_PLAIN = 3, "Packets that the fast path does not read: fragments, options, few hops, other protocols."
+    NO_FLOW = 4, "Packets for a service or from a backend of which no flow was known."
+    FOR_WORKERS = 5, "Packets for a service or from a backend of which only a worker knows what to do."
+    UNCHANGED = 6, "Requests that the kernel did not let the fast path change."
+    GONE = 7, "Replies that were dropped as their backend or VIP was taken away at that moment."
+
+
 def columns(counters: type[IntEnum]) -> int:
     """uint64 columns of a row that counts `counters`, so that each row has its cache lines to itself."""
     line = CACHE_LINE // 8

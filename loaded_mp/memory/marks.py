@@ -17,6 +17,11 @@ MISPLACED = 0x4C4E_0000
 REJECTED = 0x4C4F_0000
 #: Nor this one. The packet carries another one to a backend.
 TUNNEL = 0x4C50_0000
+#: Nor this one: a reply that the fast path forwards. Where it leaves, it has LEAVES with the id of its VIP.
+LEAVING = 0x4C51_0000
+#: What of the connection's mark takes the place of what in LEAVING: VIP's lower half.
+LEAVING_MASK = 0x2FFF
+LEAVES, LEAVES_MASK = LEAVING + MAX_BACKENDS, VIP_MASK
 
 WHOLE_MASK = 0xFFFF_FFFF
 

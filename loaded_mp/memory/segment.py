@@ -2,9 +2,11 @@
 
 It is a file without a name (memfd_create(2)): gone with the last process that has it, however that process
 ends, and not bounded by the size of /dev/shm, which is small in containers. Children inherit it; another
-process maps the same memory by its descriptor, if it knows the same layout.
+process maps the same memory by its descriptor, if it knows the same layout. Where the kernel's programs look
+at it too, it is an arena (`arena.py`), which has no name either.
 """
 
+import ctypes
 import hashlib
 import mmap
 import os
@@ -14,11 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from loaded_mp import bpf
+from loaded_mp.memory.arena import map_arena, new_arena, pages_of
 from loaded_mp.memory.counters import CACHE_LINE
 
 _NAME = "loaded-mp"
 #: Bytes in front of the first array: the hash of the layout, SHA-256.
-_HEADER = CACHE_LINE
+HEADER = CACHE_LINE
 
 
 class LayoutError(Exception):
@@ -37,40 +41,53 @@ class Field(NamedTuple):
 class Segment:
     """The memory and the arrays in it, by the names of their fields."""
 
-    def __init__(self, descriptor: int, fields: Sequence[Field]) -> None:
-        """Map `descriptor`, which holds `fields` already. Raises LayoutError, or OSError if it cannot be."""
-        size = size_of(fields)
-        if os.fstat(descriptor).st_size != size:
-            raise LayoutError("the shared memory has another size")
-        self.descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, size)
-        if self._memory[:_HEADER].rstrip(b"\0") != _layout(fields).rstrip(b"\0"):
+    def __init__(self, descriptor: int, fields: Sequence[Field], fresh: bool = False) -> None:
+        """Map `descriptor`, which holds `fields` already, or will if it is `fresh`.
+
+        Raises LayoutError, or OSError if it cannot be.
+        """
+        memory, layout = _map(descriptor, size_of(fields)), _layout(fields)
+        if fresh:
+            memory[: len(layout)] = layout
+        if memory[:HEADER] != layout:
             raise LayoutError("the shared memory has another layout")
+        self.descriptor = descriptor
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        offset = _HEADER
+        offset = HEADER
         for field in fields:
-            self.arrays[field.name] = np.ndarray(field.shape, field.dtype, self._memory, offset)
+            self.arrays[field.name] = np.ndarray(field.shape, field.dtype, memory, offset)
             offset += _size(field)
 
 
-def new_segment(fields: Sequence[Field]) -> Segment:
+def new_segment(fields: Sequence[Field], in_kernel: bool = False) -> Segment:
     """Fresh memory, filled with zeros; children forked later see and write the same.
 
-    Raises OSError (ENOMEM) if the machine has no room. Pages are taken when they are first written.
+    `in_kernel`: the kernel's programs can see it too. Raises OSError: ENOMEM if the machine has no room, EFBIG
+    if that is too much for the kernel's programs, others if it has no such memory. Pages are taken when they
+    are first written.
     """
-    descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC)
+    size = size_of(fields)
+    descriptor = new_arena(size) if in_kernel else os.memfd_create(_NAME, os.MFD_CLOEXEC)
     try:
-        os.ftruncate(descriptor, size_of(fields))
-        os.pwrite(descriptor, _layout(fields), 0)
-        return Segment(descriptor, fields)
+        if not in_kernel:
+            os.ftruncate(descriptor, size)
+        return Segment(descriptor, fields, fresh=True)
     except OSError:
         os.close(descriptor)
         raise
 
 
+def _map(descriptor: int, size: int) -> "mmap.mmap | ctypes.Array[ctypes.c_char]":
+    """The memory of a descriptor, unmapped when nobody refers to it. Raises LayoutError or OSError."""
+    arena = bpf.arena_of(descriptor)
+    if (arena.pages if arena else os.fstat(descriptor).st_size) != (pages_of(size) if arena else size):
+        raise LayoutError("the shared memory has another size")
+    return map_arena(descriptor, arena) if arena else mmap.mmap(descriptor, size)
+
+
 def size_of(fields: Sequence[Field]) -> int:
     """Bytes that a segment of these fields takes."""
-    return _HEADER + sum(_size(field) for field in fields)
+    return HEADER + sum(_size(field) for field in fields)
 
 
 def _size(field: Field) -> int:
@@ -82,4 +99,4 @@ def _size(field: Field) -> int:
 def _layout(fields: Sequence[Field]) -> bytes:
     """What tells layouts apart."""
     said = [(each.name, np.dtype(each.dtype).str, each.shape, each.columns) for each in fields]
-    return hashlib.sha256(repr(said).encode()).digest()
+    return hashlib.sha256(repr(said).encode()).digest().ljust(HEADER, b"\0")

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.flows.table import WAYS, FlowTable, buckets_for
+from loaded_mp.memory.arena import populate
 from loaded_mp.memory.counters import (
     BackendCounter,
+    FastPathCounter,
     FlowTableCounter,
     WorkerCounter,
     columns,
@@ -27,11 +29,17 @@ from loaded_mp.memory.snapshot import (
 from loaded_mp.packet.reasons import Reason
 
 Counters = npt.NDArray[np.uint64]
+#: Which backend ids: one, some or all of them.
+Rows = int | npt.NDArray[np.int64] | list[int] | slice
 
 #: Bytes of what the supervisor writes down for the one after it, at the most.
 MAX_NOTES_BYTES = 4 << 20
 #: Events that are kept, and bytes of each at the most.
 MAX_EVENTS, EVENT_BYTES = 1_000, 1_024
+#: Rows of what the fast path counts; those of cores that are not there take no pages.
+MAX_CORES = 256
+#: Those of this machine.
+CORES = min(MAX_CORES, os.sysconf("SC_NPROCESSORS_CONF"))
 
 
 class Stamp(IntEnum):
@@ -40,6 +48,14 @@ class Stamp(IntEnum):
     HEARTBEAT_MS = 0  #: CLOCK_MONOTONIC
     GENERATION = 1  #: of the snapshot that it reads
     LAST_READ_ID = 2  #: the last packet that it read
+
+
+class KernelSetting(IntEnum):
+    """Columns of `SharedMemory.kernel_settings`."""
+
+    ENTRIES = 0  #: of the flow table
+    #: Bytes of the longest packet, but for TCP, that the way to backends takes as it comes from clients.
+    LONGEST = 1
 
 
 class SharedMemory(NamedTuple):
@@ -60,6 +76,9 @@ class SharedMemory(NamedTuple):
     active: npt.NDArray[np.int64]
     #: uint8[MAX_BACKENDS], 1: it has had all flows that it may have, and gets none until it has few again.
     full: npt.NDArray[np.uint8]
+    kernel_settings: npt.NDArray[np.int64]  #: [len(KernelSetting)], written by the supervisor
+    kernel_counted: Counters  #: uint64[MAX_CORES, n >= len(FastPathCounter)], each row written on one core
+    kernel_backends: Counters  #: uint64[MAX_CORES, MAX_BACKENDS, n >= len(BackendCounter)]
     notes: npt.NDArray[np.uint8]  #: [2, MAX_NOTES_BYTES], the supervisor's, see write_notes
     notes_bytes: Counters  #: uint64[2], how many of each hold
     notes_turn: Counters  #: uint64[1]; notes[turn & 1] hold
@@ -77,10 +96,16 @@ def new_shared_memory(flows: int, workers: int) -> SharedMemory:
     return memory
 
 
-def fresh_memory(flows: int, workers: int) -> tuple[SharedMemory, int]:
-    """As `new_shared_memory`, and the descriptor by which other processes may map it."""
-    segment = new_segment(_fields(flows, MAX_WORKERS))
+def fresh_memory(flows: int, workers: int, in_kernel: bool = False) -> tuple[SharedMemory, int]:
+    """As `new_shared_memory`, and the descriptor by which other processes may map it.
+
+    `in_kernel`: the kernel's programs can see it too. Raises OSError also where that cannot be.
+    """
+    segment = new_segment(shared_fields(flows, MAX_WORKERS), in_kernel)
     memory = _in(segment)
+    memory.kernel_settings[KernelSetting.ENTRIES] = memory.table.words.size
+    if in_kernel:
+        populate(memory.table.words, memory.kernel_counted, *memory.kernel_backends[:CORES])
     memory.rows[0] = workers
     memory.table.secret[:] = (secrets.randbits(64), secrets.randbits(64))
     return memory, segment.descriptor
@@ -88,12 +113,19 @@ def fresh_memory(flows: int, workers: int) -> tuple[SharedMemory, int]:
 
 def shared_memory_of(descriptor: int, flows: int) -> SharedMemory:
     """The shared memory that another process made. Raises LayoutError if it is another kind, or OSError."""
-    return _in(Segment(descriptor, _fields(flows, MAX_WORKERS)))
+    return _in(Segment(descriptor, shared_fields(flows, MAX_WORKERS)))
 
 
 def open_flows(memory: SharedMemory) -> npt.NDArray[np.int64]:
     """How many flows each backend has, int64[MAX_BACKENDS] by backend id."""
     counted: npt.NDArray[np.int64] = memory.active[: memory.rows[0]].sum(axis=0) + memory.active[-1]
+    return counted
+
+
+def counted_of(memory: SharedMemory, backends: Rows) -> Counters:
+    """What workers and the fast path counted of backends, by BackendCounter in the last axis."""
+    counted: Counters = memory.backends[: memory.rows[0], backends].sum(axis=0)
+    counted += memory.kernel_backends[:CORES, backends].sum(axis=0)
     return counted
 
 
@@ -128,7 +160,8 @@ def read_events(memory: SharedMemory) -> list[bytes]:
 
 def memory_bytes(flows: int, workers: int) -> int:
     """What `new_shared_memory` takes at the most while there are so many workers, in bytes."""
-    return size_of(_fields(flows, workers))
+    cores_away = (MAX_CORES - CORES) * MAX_BACKENDS * columns(BackendCounter) * 8
+    return size_of(shared_fields(flows, workers)) - cores_away
 
 
 def _in(segment: Segment) -> SharedMemory:
@@ -147,6 +180,9 @@ def _in(segment: Segment) -> SharedMemory:
         arrays["reasons"],
         arrays["active"],
         arrays["full"],
+        arrays["kernel_settings"],
+        arrays["kernel_counted"],
+        arrays["kernel_backends"],
         arrays["notes"],
         arrays["notes_bytes"],
         arrays["notes_turn"],
@@ -155,25 +191,23 @@ def _in(segment: Segment) -> SharedMemory:
     )
 
 
-def _fields(flows: int, workers: int) -> list[Field]:
+def shared_fields(flows: int, workers: int) -> list[Field]:
+    """All fields; only the last ones, the table's, are of a size that depends on `flows`."""
     entries = buckets_for(flows) * WAYS
 
     def counted(name: str, counters: type[IntEnum], *rows: int) -> Field:
-        return Field(name, np.uint64, (workers, *rows, columns(counters)), tuple(counters.__members__))
+        return Field(name, np.uint64, (*rows, columns(counters)), tuple(counters.__members__))
 
     return [
-        Field("words", np.uint64, (entries,)),
-        Field("deadlines_s", np.uint32, (entries,)),
-        Field("keys", np.uint64, (entries, 3)),
         Field("secret", np.uint64, (2,)),
         Field("generation", np.uint64, (1,)),
         Field("cursors", np.uint64, (MAX_SERVICES,)),
         Field("rows", np.int64, (1,)),
-        counted("stamps", Stamp),
-        counted("workers", WorkerCounter),
-        counted("flow_table", FlowTableCounter),
-        counted("backends", BackendCounter, MAX_BACKENDS),
-        counted("reasons", Reason),
+        counted("stamps", Stamp, workers),
+        counted("workers", WorkerCounter, workers),
+        counted("flow_table", FlowTableCounter, workers),
+        counted("backends", BackendCounter, workers, MAX_BACKENDS),
+        counted("reasons", Reason, workers),
         Field("active", np.int64, (workers + 1, MAX_BACKENDS)),
         Field("full", np.uint8, (MAX_BACKENDS,)),
         Field("notes", np.uint8, (2, MAX_NOTES_BYTES)),
@@ -183,4 +217,11 @@ def _fields(flows: int, workers: int) -> list[Field]:
         Field("events_told", np.uint64, (1,)),
         *snapshot_fields("even_"),
         *snapshot_fields("odd_"),
+        Field("kernel_settings", np.int64, (len(KernelSetting),), tuple(KernelSetting.__members__)),
+        counted("kernel_counted", FastPathCounter, MAX_CORES),
+        counted("kernel_backends", BackendCounter, MAX_CORES, MAX_BACKENDS),
+        # The table comes last, so that all else has the same place whatever its size.
+        Field("words", np.uint64, (entries,)),
+        Field("deadlines_s", np.uint32, (entries,)),
+        Field("keys", np.uint64, (entries, 3)),
     ]

@@ -138,8 +138,9 @@ class Snapshot(NamedTuple):
     A VIP id is that of an address in one service: so the mark of a connection says both.
     """
 
-    sizes: npt.NDArray[np.int64]  #: [2]: how many rows of `vips` and of `addresses` are used
-    vips: npt.NDArray[np.uint64]  #: [MAX_VIPS, 2] addresses in ascending order
+    seeds: npt.NDArray[np.uint64]  #: [2]: of `vip_index` and of `address_index`
+    vips: npt.NDArray[np.uint64]  #: [MAX_VIPS, 2] addresses, each once
+    vip_index: npt.NDArray[np.int16]  #: [8 * MAX_VIPS] rows of `vips`, see `datapath/index.py`
     vip_listeners: npt.NDArray[np.int64]  #: [MAX_VIPS, 2]: first row of `listeners`, how many
     vip_bytes: npt.NDArray[np.uint8]  #: [MAX_VIPS, 16] by VIP id, network byte order, IPv4 in the first 4
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`; -1: nobody has that address
@@ -154,14 +155,16 @@ class Snapshot(NamedTuple):
     backend_limits: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 2] see LimitColumn
     backend_bytes: npt.NDArray[np.uint8]  #: [MAX_BACKENDS, 16] as vip_bytes
     backend_ports: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 3], see PortColumn
-    addresses: npt.NDArray[np.uint64]  #: [MAX_BACKENDS, 2] of backends, in ascending order, each once
+    addresses: npt.NDArray[np.uint64]  #: [MAX_BACKENDS, 2] of backends, each once
+    address_index: npt.NDArray[np.int16]  #: [8 * MAX_BACKENDS] rows of `addresses`
     address_members: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 2]: first row of `members`, how many
     members: npt.NDArray[np.int64]  #: [MAX_BACKENDS] backend ids, those of one address together
 
 
 _SHAPES: dict[str, tuple[npt.DTypeLike, tuple[int, ...], tuple[str, ...]]] = {
-    "sizes": (np.int64, (2,), ()),
+    "seeds": (np.uint64, (2,), ()),
     "vips": (np.uint64, (MAX_VIPS, 2), ()),
+    "vip_index": (np.int16, (8 * MAX_VIPS,), ()),
     "vip_listeners": (np.int64, (MAX_VIPS, 2), ()),
     "vip_bytes": (np.uint8, (MAX_VIPS, 16), ()),
     "vip_rows": (np.int64, (MAX_VIPS,), ()),
@@ -177,6 +180,7 @@ _SHAPES: dict[str, tuple[npt.DTypeLike, tuple[int, ...], tuple[str, ...]]] = {
     "backend_bytes": (np.uint8, (MAX_BACKENDS, 16), ()),
     "backend_ports": (np.int64, (MAX_BACKENDS, len(PortColumn)), tuple(PortColumn.__members__)),
     "addresses": (np.uint64, (MAX_BACKENDS, 2), ()),
+    "address_index": (np.int16, (8 * MAX_BACKENDS,), ()),
     "address_members": (np.int64, (MAX_BACKENDS, 2), ()),
     "members": (np.int64, (MAX_BACKENDS,), ()),
 }

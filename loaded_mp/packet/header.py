@@ -34,7 +34,7 @@ KIND_ADDRESS = 5  # another protocol: only the addresses are rewritten
 KIND_LINK = 6  # neighbour discovery, router messages, MLD, redirects: never touched
 
 # What the upper layer is has still to be looked up.
-_KIND_WHOLE, _KIND_FIRST_FRAGMENT = 0, -1
+KIND_WHOLE, KIND_FIRST_FRAGMENT = 0, -1
 
 
 class Header(NamedTuple):
@@ -68,7 +68,7 @@ def parse(packet: Bytes, start: int, end: int, quoted: bool) -> Header:
         header = _fault(Reason.NOT_IP, version, start)
     if header.reason != Reason.OK or header.kind == KIND_FRAGMENT:
         return header
-    return _upper_layer(packet, header, quoted)
+    return upper_layer(packet, header, quoted)
 
 
 @compiled
@@ -94,7 +94,7 @@ def _ipv4(packet: Bytes, start: int, end: int, quoted: bool) -> Header:
     if options != Reason.OK:
         return _fault(options, 4, start)
     fragment = read16(packet, start + 6)
-    kind = _KIND_FIRST_FRAGMENT if fragment & 0x2000 else _KIND_WHOLE
+    kind = KIND_FIRST_FRAGMENT if fragment & 0x2000 else KIND_WHOLE
     if fragment & 0x1FFF:
         kind = KIND_FRAGMENT
     return Header(Reason.OK, 4, start, kind, signed(packet[start + 9]), upper, end, 0)
@@ -133,7 +133,7 @@ def _ipv6(packet: Bytes, start: int, end: int, quoted: bool) -> Header:
         return _fault(Reason.TRUNCATED, 6, start)
     protocol = signed(packet[start + 6])
     upper = start + 40
-    kind = _KIND_WHOLE
+    kind = KIND_WHOLE
     for _ in range(MAX_EXTENSIONS + 1):
         if protocol in (_MOBILITY, _HIP, _SHIM6, _EXPERIMENT_1, _EXPERIMENT_2):
             return _fault(Reason.UNKNOWN_EXTENSION, 6, start)
@@ -147,7 +147,7 @@ def _ipv6(packet: Bytes, start: int, end: int, quoted: bool) -> Header:
             fragment = read16(packet, upper + 2)
             if fragment & 0xFFF8:
                 return Header(Reason.OK, 6, start, KIND_FRAGMENT, following, upper + 8, end, 0)
-            kind = _KIND_FIRST_FRAGMENT if fragment & 1 else _KIND_WHOLE
+            kind = KIND_FIRST_FRAGMENT if fragment & 1 else KIND_WHOLE
         elif protocol == _AUTHENTICATION:
             length = (signed(packet[upper + 1]) + 2) * 4  # RFC 4302, 2.2
         else:
@@ -163,8 +163,8 @@ def _ipv6(packet: Bytes, start: int, end: int, quoted: bool) -> Header:
 
 
 @compiled
-def _upper_layer(packet: Bytes, header: Header, quoted: bool) -> Header:
-    """Classify the upper layer of a whole packet or a first fragment."""
+def upper_layer(packet: Bytes, header: Header, quoted: bool) -> Header:
+    """The header of a whole packet or first fragment, whose IP headers are read, with its upper layer."""
     version, protocol = header.version, header.protocol
     if protocol in (TCP, UDP, UDPLITE, DCCP, SCTP):
         return _ports(packet, header, quoted)
@@ -204,7 +204,7 @@ def _ports(packet: Bytes, header: Header, quoted: bool) -> Header:
         return _classified(header, KIND_PORTS, upper + field if covers else 0)
     if room < (20 if protocol == TCP else 12 if protocol in (DCCP, SCTP) else 8):
         return _fault(Reason.TOO_SHORT, header.version, header.start)
-    whole = header.kind == _KIND_WHOLE
+    whole = header.kind == KIND_WHOLE
     fits = True
     if protocol == TCP:
         offset = (signed(packet[upper + 12]) >> 4) * 4

@@ -13,7 +13,7 @@ from loaded_mp.fields import Address, Endpoint
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding, Left, Place
 from loaded_mp.log import event
-from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.memory.shared import CORES, SharedMemory
 from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.schedulers import is_own
 from loaded_mp.schedulers.scheduler import Slots
@@ -105,6 +105,7 @@ class Backends:
             part = services.part_of[number]
             self.states[number] = _first_state(part.service, part.id in self._running)
             self._memory.backends[: self._memory.rows[0], number] = 0
+            self._memory.kernel_backends[:CORES, number] = 0
             self._memory.active[:, number] = 0
             self._memory.full[number] = 0
         for number, part in self.services.part_of.items():

@@ -198,7 +198,7 @@ class Children:
         try:
             signal.set_wakeup_fd(-1)
             ctypes.CDLL(None).prctl(_PR_SET_NAME, f"{NAME}{child.place.number}".encode(), 0, 0, 0)
-            _close_all_but(child.place.descriptor, child.place.memory)
+            _close_all_but(child.place.descriptor, child.place.memory, *child.place.links)
             self._work(child.place, replacing)
         finally:
             os._exit(1)

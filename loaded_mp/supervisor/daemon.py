@@ -16,9 +16,10 @@ from loaded_mp.config.saving import Unsaved
 from loaded_mp.control.commands import CommandError, Commands
 from loaded_mp.control.server import control_socket, group_number, serve_control
 from loaded_mp.discovery.finder import Finder
+from loaded_mp.fastpath.loader import FastPath, grace
 from loaded_mp.fields import Address, Interface, Listener, Network
 from loaded_mp.log import event
-from loaded_mp.memory.shared import fresh_memory, memory_bytes
+from loaded_mp.memory.shared import memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.links import read_links
@@ -62,7 +63,7 @@ from loaded_mp.supervisor.publisher import STAMP_TIMEOUT_S, Publisher
 from loaded_mp.supervisor.rates import Rates
 from loaded_mp.supervisor.reload import Load, RefusedError, Reload, read_again
 from loaded_mp.supervisor.report import Report
-from loaded_mp.supervisor.start import clear_up, prepare_code, shorten_slices
+from loaded_mp.supervisor.start import clear_up, memory_for, prepare_code, shorten_slices, why_not_in
 from loaded_mp.supervisor.state import Change
 from loaded_mp.supervisor.steering import Steering
 from loaded_mp.supervisor.sweep import Count, Expire, Sweeper
@@ -73,6 +74,7 @@ log = logging.getLogger(__name__)
 
 #: Until the answer to a command has gone out.
 _ANSWER_S = 0.2
+_ATTACH_S = 1.0
 
 
 class Daemon:
@@ -104,10 +106,16 @@ class Daemon:
                 self._config = config = with_workers(config, workers)
                 self._hangup.set()  # the first reload brings it to what the configuration says
         else:
-            self.memory, self._memory_descriptor = fresh_memory(config.flows, worker_count(config))
-        self.pool = Pool(self.memory, self._memory_descriptor, config)
+            self.memory, self._memory_descriptor, why_not = memory_for(config)
+        if self._adopted:
+            why_not = why_not_in(self._memory_descriptor, config)
+        network = config.network
+        interfaces = [each for each in (network.public_interface, network.private_interface) if each]
+        links = self._adopted.links if self._adopted else ()
+        self.fast_path = FastPath(interfaces, why_not, links)
+        self.pool = Pool(self.memory, self._memory_descriptor, config, self.fast_path)
         self._events.keep_in(self.memory)
-        self.publisher = Publisher(self.memory, self._running)
+        self.publisher = Publisher(self.memory, self._running, None if why_not else grace)
         self.backends = Backends(self.memory, config, self._adopted)
         self.changes = Changes(self.backends, self.publisher)
         self.flows = Count(self.memory)
@@ -181,6 +189,9 @@ class Daemon:
                 self.changes.tell()
             self.backends.note()
             prepare_code(self.memory)
+            self.fast_path.start(self.memory, self._memory_descriptor)
+            self._say_fast_path()
+            stack.callback(self.fast_path.stop)
             children = await self._start_workers(stack)
             await self._unless_stopped(
                 self.network.make(self.backends.services, taken_over=self._adopted is not None)
@@ -189,6 +200,18 @@ class Daemon:
             await self._work(children)
         log.info(event("stopped"))
         return self._taken_back
+
+    def _say_fast_path(self) -> None:
+        if self.fast_path.interfaces:
+            log.info(event("fast-path", interfaces=",".join(self.fast_path.interfaces)))
+        if self.fast_path.why_not:
+            log.info(event("no-fast-path", cause=self.fast_path.why_not, effect="workers see all packets"))
+
+    async def _keep_fast_path(self) -> None:
+        """See the packets of interfaces that were made anew."""
+        while True:
+            await asyncio.sleep(_ATTACH_S)
+            self.fast_path.attach(self.memory)
 
     async def _start_workers(self, stack: contextlib.AsyncExitStack) -> Children:
         worker.warn_of_shared(self._config.user)
@@ -240,6 +263,7 @@ class Daemon:
             self.accounting,
             self.drift,
             self.rates,
+            self.fast_path,
         )
         await stack.enter_async_context(serve_control(control, Commands(self), self._config.control_group))
         if scrapes:
@@ -266,6 +290,7 @@ class Daemon:
                     Tracking().run(),
                     self.rates.run(),
                     systemd.feed_watchdog(),
+                    self._keep_fast_path(),
                     self._reloads(),
                 )
             ]
@@ -401,6 +426,7 @@ class Daemon:
             memory=self._memory_descriptor,
             queues={child.place.queue: child.place.descriptor for child in self._children.children},
             workers=[child.pid for child in self._children.children if child.pid],
+            links=list(self.fast_path.links),
         )
         log.info(event("restarting"))
         asyncio.get_running_loop().call_later(_ANSWER_S, self._hand_on, handed)
@@ -429,7 +455,9 @@ class Daemon:
         try:
             if self._served or self._adopted:
                 await self.changes.say_goodbye(self.backends.services.part_of)
+            self.fast_path.stop_requests()
             await self.network.take_down()
+            self.fast_path.stop()
         except NetworkError as error:
             self._taken_back = False
             log.error(

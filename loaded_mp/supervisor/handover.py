@@ -21,6 +21,7 @@ from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
+from loaded_mp.bpf import arena_of, link_of
 from loaded_mp.checks.check import Finding
 from loaded_mp.checks.health import Health
 from loaded_mp.config.model import Backend, Config
@@ -57,6 +58,7 @@ class Inherited(BaseModel):
     memory: int
     queues: dict[int, int]  #: by the number of the queue
     workers: list[int]  #: processes
+    links: list[int] = []  #: of the fast path
 
 
 class NotedCheck(BaseModel):
@@ -97,23 +99,28 @@ def taken_from_orphans() -> Inherited | None:
     taken: list[int] = []
     memory: int | None = None
     queues: dict[int, int] = {}
+    links: list[int] = []
     workers = orphans()
     for pid in workers:
         try:
             for mine in _taken(pid):
                 taken.append(mine)
-                if os.readlink(f"/proc/self/fd/{mine}").startswith("/memfd:loaded-mp"):
+                if os.readlink(f"/proc/self/fd/{mine}").startswith("/memfd:loaded-mp") or arena_of(mine):
                     memory = mine if memory is None else memory
+                elif link_of(mine):
+                    links.append(mine)
                 elif (queue := _queue_of(mine)) is not None:
                     queues.setdefault(queue, mine)
         except OSError as error:
             # What it gave so far is good. If it lacks something, all is started afresh.
             log.warning(event("orphan-unreadable", pid=pid, cause=str(error)))
-    used = set() if memory is None else {memory, *queues.values()}
+    used = set() if memory is None else {memory, *queues.values(), *links}
     for mine in taken:
         if mine not in used:
             os.close(mine)
-    return Inherited(memory=memory, queues=queues, workers=workers) if memory is not None else None
+    if memory is None:
+        return None
+    return Inherited(memory=memory, queues=queues, workers=workers, links=links)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,7 @@ class Adopted:
     overlay: Overlay
     queues: dict[int, int]  #: number -> descriptor
     workers: list[int]  #: processes that serve meanwhile
+    links: list[int]  #: of the fast path
 
 
 def adopt(handed: Inherited, config: Config) -> Adopted | None:
@@ -145,14 +153,14 @@ def adopt(handed: Inherited, config: Config) -> Adopted | None:
     ):
         _say_refused("the queues are others" if noted else "nothing was noted in the shared memory")
         return None
-    return Adopted(memory, handed.memory, *noted, handed.queues, handed.workers)
+    return Adopted(memory, handed.memory, *noted, handed.queues, handed.workers, handed.links)
 
 
 def let_go(handed: Inherited) -> None:
     """End what cannot go on: workers, and the queues with their packets."""
     for pid in handed.workers:
         end(pid)
-    for descriptor in (handed.memory, *handed.queues.values()):
+    for descriptor in _descriptors(handed):
         os.close(descriptor)
 
 
@@ -237,7 +245,7 @@ def _noted(state: BackendState) -> dict[int, NotedCheck]:
 
 
 def _descriptors(handed: Inherited) -> Iterable[int]:
-    return [handed.memory, *handed.queues.values()]
+    return [handed.memory, *handed.queues.values(), *handed.links]
 
 
 def _taken(pid: int) -> Iterable[int]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from loaded_mp.config.model import Observe
 from loaded_mp.log import event
 from loaded_mp.memory.counters import BackendCounter
-from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.memory.shared import SharedMemory, counted_of
 from loaded_mp.services import Part
 from loaded_mp.supervisor.backends import Backends
 
@@ -80,7 +80,7 @@ class Observation:
     def look(self, parts: Collection[Part], now_s: float) -> None:
         """Look once at the backends of these parts."""
         ids = [number for part in parts for number in part.backends]
-        table = self._memory.backends[: self._memory.rows[0], ids].sum(axis=0)
+        table = counted_of(self._memory, ids)
         counts = dict(zip(ids, table, strict=True))
         self._seen = {number: self._seen.get(number) or Seen(counts[number]) for number in ids}
         for part in parts:

@@ -6,6 +6,7 @@ from functools import partial
 from loaded_mp import worker
 from loaded_mp.config.model import Config
 from loaded_mp.datapath.queue import Queue, QueueError
+from loaded_mp.fastpath.loader import FastPath
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.shared import SharedMemory, Stamp
 from loaded_mp.services import queues_of, worker_count
@@ -16,8 +17,9 @@ from loaded_mp.supervisor.start import cores_of
 class Pool:
     """The first of them have the first queues. Queues are bound here and inherited by workers."""
 
-    def __init__(self, memory: SharedMemory, descriptor: int, config: Config) -> None:
+    def __init__(self, memory: SharedMemory, descriptor: int, config: Config, fast_path: FastPath) -> None:
         """`descriptor` is that of the memory."""
+        self._fast_path = fast_path
         self._memory = memory
         self._descriptor = descriptor
         self._config = config  #: of the start
@@ -47,7 +49,15 @@ class Pool:
         if not missing:
             return
         places = [
-            worker.Place(number, queue.number, queue.descriptor, self._descriptor, core, self._config.user)
+            worker.Place(
+                number,
+                queue.number,
+                queue.descriptor,
+                self._descriptor,
+                core,
+                self._config.user,
+                self._fast_path.links,
+            )
             for number, (queue, core) in enumerate(zip(missing, cores_of(config)[first:], strict=True), first)
         ]
         self._memory.rows[0] = max(int(self._memory.rows[0]), len(self._queues))

@@ -8,6 +8,7 @@ import numpy as np
 from loaded_mp.flows.atomics import add
 from loaded_mp.memory.shared import SharedMemory, Stamp
 from loaded_mp.memory.snapshot import Snapshot
+from loaded_mp.supervisor.aside import aside
 
 #: A worker that does not stamp for so long hangs.
 STAMP_TIMEOUT_S = 2.0
@@ -17,8 +18,17 @@ _POLL_S = 0.01
 class Publisher:
     """The only writer of the snapshots."""
 
-    def __init__(self, memory: SharedMemory, running: Callable[[], Collection[int]]) -> None:
-        """`running` says which workers have a process: the others read nothing, and stamp nothing."""
+    def __init__(
+        self,
+        memory: SharedMemory,
+        running: Callable[[], Collection[int]],
+        grace: Callable[[], None] | None = None,
+    ) -> None:
+        """`running` says which workers have a process: the others read nothing, and stamp nothing.
+
+        `grace` waits until programs in the kernel that have begun to read are done; they stamp nothing.
+        """
+        self._grace = grace
         self._memory = memory
         self._running = running
         self._lock = asyncio.Lock()
@@ -32,6 +42,8 @@ class Publisher:
         """Let `fill` write the idle buffer, then make it hold. What `fill` raises changes nothing."""
         async with self._lock:
             await self.stamped()
+            if self._grace:
+                await aside(self._grace)
             fill(self._memory.snapshots[(self.generation + 1) & 1])
             add(self._memory.generation, 0, np.uint64(1))
 

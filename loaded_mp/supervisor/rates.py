@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.memory.counters import BackendCounter
-from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.memory.shared import CORES, SharedMemory
 from loaded_mp.memory.snapshot import MAX_BACKENDS
 from loaded_mp.supervisor.accounting import Accounting
 
@@ -49,7 +49,7 @@ class Rates:
         """float64[MAX_BACKENDS, len(BackendCounter)]."""
         counted = np.zeros((MAX_BACKENDS, len(BackendCounter)))
         # One by one: a sum over all would copy many MiB.
-        for row in self._memory.backends[: self._memory.rows[0]]:
+        for row in (*self._memory.backends[: self._memory.rows[0]], *self._memory.kernel_backends[:CORES]):
             counted += row[:, : len(BackendCounter)]
         for number, more in self._accounting.counted.items():
             for column, value in more.items():

@@ -9,17 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 import loaded_mp
+from loaded_mp.fastpath.loader import FastPath
 from loaded_mp.fields import vip_name
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Counted
-from loaded_mp.memory.counters import BackendCounter, FlowTableCounter, WorkerCounter
-from loaded_mp.memory.shared import SharedMemory, memory_bytes
+from loaded_mp.memory.counters import BackendCounter, FastPathCounter, FlowTableCounter, WorkerCounter
+from loaded_mp.memory.shared import SharedMemory, counted_of, memory_bytes
 from loaded_mp.network.queues import QueueStatus, read_queues
 from loaded_mp.network.tracking import read_tracked
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.services import Part
 from loaded_mp.status import (
     BackendStatus,
+    FastPathStatus,
     FlowTableStatus,
     ServiceStatus,
     Status,
@@ -47,6 +49,7 @@ class Report:
     accounting: Accounting
     drift: Drift
     rates: Rates
+    fast_path: FastPath
     started_s: float = field(default_factory=time.monotonic)
 
     def status(self, service: str | None) -> Status:
@@ -73,6 +76,11 @@ class Report:
                 used=self.flows.used,
                 memory_bytes=memory_bytes(services.config.flows, len(self.children.children)),
                 counters=_counts(FlowTableCounter, self.memory.flow_table.sum(axis=0)),
+            ),
+            fast_path=FastPathStatus(
+                interfaces=self.fast_path.interfaces,
+                why_not=self.fast_path.why_not,
+                counters=_counts(FastPathCounter, self.memory.kernel_counted.sum(axis=0)),
             ),
             tracked=_tracked(),
             drifts_mended=self.drift.mends,
@@ -131,9 +139,7 @@ class Report:
             flows=self.backends.flows(number),
             most_flows=backend.most_flows,
             full=bool(self.backends.full(number)),
-            counters=_counts(
-                counters, self.memory.backends[: self.memory.rows[0], number].sum(axis=0), forwarded
-            ),
+            counters=_counts(counters, counted_of(self.memory, number), forwarded),
             rates=self.rates.of(number, counters),
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.config.model import ClientAffinity, Tunnel
+from loaded_mp.datapath.index import make_index
 from loaded_mp.fields import Address, Endpoint, Ports
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.memory.snapshot import NO_LIMIT, Affinity, Flag, PortColumn, ServiceColumn, Snapshot
@@ -89,11 +90,11 @@ def _fill_vips(snapshot: Snapshot, parts: Sequence[Part], left: Mapping[int, Add
     for part in parts:
         for vip_id, vip in part.vips.items():
             listeners.setdefault(vip, []).extend(_listeners(part, vip_id))
-    vips = sorted(listeners, key=address128)
+    vips = list(listeners)
     counts = np.array([len(listeners[vip]) for vip in vips])
     rows = [row for vip in vips for row in sorted(listeners[vip], key=_breadth)]
-    snapshot.sizes[0] = len(vips)
     snapshot.vips[: len(vips)] = np.array([address128(vip) for vip in vips], np.uint64)
+    snapshot.seeds[0] = make_index(snapshot.vip_index, snapshot.vips[: len(vips)])
     snapshot.vip_listeners[: len(vips)] = np.column_stack((counts.cumsum() - counts, counts))
     snapshot.listeners[: len(rows)] = rows
     ids = {vip_id: vip for vip_id, vip in left.items() if vip in listeners}
@@ -166,8 +167,8 @@ def _fill_addresses(snapshot: Snapshot, parts: Sequence[Part]) -> None:
     counts = Counter(address for address, _ in members)  # keeps the order
     addresses = len(counts)
     sizes = np.fromiter(counts.values(), np.int64, addresses)
-    snapshot.sizes[1] = addresses
     snapshot.addresses[:addresses] = np.array(list(counts), np.uint64).reshape(-1, 2)
+    snapshot.seeds[1] = make_index(snapshot.address_index, snapshot.addresses[:addresses])
     snapshot.address_members[:addresses] = np.column_stack((sizes.cumsum() - sizes, sizes))
     snapshot.members[: len(members)] = [number for _, number in members]
 

@@ -3,11 +3,12 @@
 import logging
 import os
 
+from loaded_mp.bpf import arena_of
 from loaded_mp.compiled import has_machine_code
 from loaded_mp.config.model import Config
 from loaded_mp.datapath.slices import ask_for_short_slices
 from loaded_mp.log import event
-from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.memory.shared import SharedMemory, fresh_memory
 from loaded_mp.network import setup
 from loaded_mp.services import worker_count
 from loaded_mp.supervisor.aside import aside
@@ -30,6 +31,34 @@ async def clear_up(handed: Inherited | None) -> None:
     if setup.left_over():
         log.warning(event("leftovers-removed"))
         await aside(setup.take_down)
+
+
+def memory_for(config: Config) -> tuple[SharedMemory, int, str]:
+    """Fresh memory, its descriptor, and why the fast path cannot use it; empty: it can. Raises OSError."""
+    workers = worker_count(config)
+    if not (why_not := _not_wanted(config)):
+        try:
+            return *fresh_memory(config.flows, workers, in_kernel=True), ""
+        except OSError as error:
+            why_not = f"the kernel has no memory for programs: {error.strerror}"
+    return *fresh_memory(config.flows, workers), why_not
+
+
+def why_not_in(memory: int, config: Config) -> str:
+    """Why the fast path cannot use memory that another daemon has left, by its descriptor."""
+    if why_not := _not_wanted(config):
+        return why_not
+    return "" if arena_of(memory) else "the memory was made without it; stop and start, not restart"
+
+
+def _not_wanted(config: Config) -> str:
+    if config.fast_path == "off":
+        return 'fast_path = "off"'
+    if not any(service.forwarding == "rewrite" for service in config.services):
+        return "no service is forwarded by rewriting"
+    if not config.network.public_interface or not config.network.private_interface:
+        return "network.public_interface and network.private_interface are not both named"
+    return ""
 
 
 def prepare_code(memory: SharedMemory) -> None:

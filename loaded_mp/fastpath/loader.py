@@ -1,0 +1,193 @@
+"""The fast path of a daemon: its programs, and the interfaces whose packets they see.
+
+A link lasts as long as anybody has its descriptor: the supervisor, or one of the workers. So the fast path
+goes on when either dies, and nothing is left of it when all are gone.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import platform
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import numba
+
+from loaded_mp import bpf
+from loaded_mp.compiled import FOR_KERNEL
+from loaded_mp.fastpath.compiler import PROGRAMS
+from loaded_mp.fastpath.object import code_of
+from loaded_mp.log import event
+from loaded_mp.memory.shared import KernelSetting, SharedMemory
+
+log = logging.getLogger(__name__)
+
+_DIRECTIONS = {"ingress": bpf.Direction.INGRESS, "egress": bpf.Direction.EGRESS}
+_FILE = "fastpath.o"
+_COMPILE_S = 120.0
+_SIOCGIFMTU, _SIOCGIFHWADDR = 0x8921, 0x8927
+_ETHERNET = 1  # include/uapi/linux/if_arp.h
+#: membarrier(2): number by machine, and MEMBARRIER_CMD_GLOBAL.
+_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+_GLOBAL = 1
+_LONGEST = 65_535
+
+
+class FastPath:
+    """Sees packets of `interfaces`; `why_not` says why not of others, or of none."""
+
+    def __init__(self, wanted: Collection[str], why_not: str = "", links: Collection[int] = ()) -> None:
+        """For interfaces of these names. `why_not`: they are not to be seen; `links` are of an earlier daemon."""
+        self._wanted = tuple(dict.fromkeys(wanted))
+        self._programs: dict[str, int] = {}
+        self._links: dict[tuple[str, str], int] = {}
+        self._earlier = list(links)
+        self.why_not = why_not
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        """Whose packets it sees."""
+        return tuple(dict.fromkeys(name for name, _ in self._links))
+
+    @property
+    def links(self) -> tuple[int, ...]:
+        """Descriptors, for those who go on when this process ends."""
+        return tuple(self._links.values())
+
+    def start(self, memory: SharedMemory, descriptor: int) -> None:
+        """Load the programs for an arena and attach them, as far as that can be; else `why_not` says why."""
+        if not self.why_not:
+            try:
+                file = object_file()
+                for program in PROGRAMS:
+                    code = code_of(file, program, descriptor, memory.generation.ctypes.data & ~0xFFFFFFFF)
+                    self._programs[program] = bpf.load_program(code, f"{bpf.NAME}_{program}")
+                self.attach(memory)
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                self.why_not = f"the kernel refuses the programs: {error}"
+        for link in self._earlier:
+            with contextlib.suppress(OSError):
+                bpf.detach(link)
+            os.close(link)
+        self._earlier = []
+
+    def attach(self, memory: SharedMemory) -> None:
+        """See the packets of all wanted interfaces that are there; to be called again as they may go and come."""
+        if not self._programs:
+            return
+        faults, mtus = [], [_LONGEST]
+        for name in self._wanted:
+            try:
+                mtus.append(_mtu(name))
+                for program in PROGRAMS:
+                    self._attach(name, program)
+            except OSError as error:
+                faults.append(f"{name}: {error.strerror}")
+        memory.kernel_settings[KernelSetting.LONGEST] = min(mtus)
+        self.why_not = "; ".join(faults)
+
+    def stop_requests(self) -> None:
+        """Let packets that come in go to workers; replies that are under way still get their VIPs."""
+        for (name, program), link in list(self._links.items()):
+            if program == "ingress":
+                self._let_go(name, program, link)
+        if self._links:
+            grace()
+
+    def stop(self) -> None:
+        """See no packets any more."""
+        for (name, program), link in list(self._links.items()):
+            self._let_go(name, program, link)
+        for program in self._programs.values():
+            os.close(program)
+        self._programs.clear()
+
+    def _attach(self, name: str, program: str) -> None:
+        index = socket.if_nametoindex(name)
+        link = self._links.get((name, program))
+        if link is not None:
+            there = bpf.link_of(link)
+            if there and there.interface == index:
+                return
+            os.close(self._links.pop((name, program)))
+        if not _is_ethernet(name):
+            raise OSError(errno.EINVAL, "its packets have no Ethernet header")
+        direction = _DIRECTIONS[program]
+        for earlier in self._earlier:
+            there = bpf.link_of(earlier)
+            if there and (there.interface, there.direction) == (index, direction):
+                bpf.replace(earlier, self._programs[program])
+                self._earlier.remove(earlier)
+                self._links[name, program] = earlier
+                return
+        self._links[name, program] = bpf.attach(self._programs[program], index, direction)
+
+    def _let_go(self, name: str, program: str, link: int) -> None:
+        with contextlib.suppress(OSError):  # its interface is gone
+            bpf.detach(link)
+        os.close(link)
+        del self._links[name, program]
+
+
+def object_file() -> bytes:
+    """Both programs, from the disk, or compiled. Raises OSError or subprocess.SubprocessError."""
+    folder = numba.config.CACHE_DIR
+    file = Path(folder) / _FILE if folder else None
+    if file and file.exists():
+        return file.read_bytes()
+    log.info(event("compiling-fast-path", cause="first start of this version", takes="some seconds"))
+    with tempfile.TemporaryDirectory(prefix="loaded-mp-") as made:
+        path = Path(made) / _FILE
+        environment = {
+            **os.environ,
+            FOR_KERNEL: "1",
+            # LLVM's passes for this machine would choose instructions that the kernel's machine has not.
+            "NUMBA_OPT": "0",
+            "NUMBA_CPU_NAME": "generic",
+            "NUMBA_DISABLE_JIT": "0",
+        }
+        words = (sys.executable, "-m", "loaded_mp.fastpath.compiler", str(path))
+        done = subprocess.run(
+            words, env=environment, timeout=_COMPILE_S, check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise OSError(
+                errno.ENOEXEC, done.stderr.strip().splitlines()[-1] if done.stderr else "no compiler"
+            )
+        content = path.read_bytes()
+    if file:
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(content)
+        unfinished.replace(file)
+    return content
+
+
+def grace() -> None:
+    """Wait until all programs that run now are done: milliseconds."""
+    number = _MEMBARRIER.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, _GLOBAL, 0, 0)
+
+
+def _mtu(name: str) -> int:
+    (mtu,) = struct.unpack_from("=i", _asked(name, _SIOCGIFMTU), 16)
+    return int(mtu)
+
+
+def _is_ethernet(name: str) -> bool:
+    (kind,) = struct.unpack_from("=H", _asked(name, _SIOCGIFHWADDR), 16)
+    return bool(kind == _ETHERNET)
+
+
+def _asked(name: str, question: int) -> bytes:
+    """What the kernel says of an interface: struct ifreq (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        return fcntl.ioctl(any_socket, question, struct.pack("=16s24x", name.encode()))

@@ -75,7 +75,7 @@ class Link(NamedTuple):
     direction: Direction
 
 
-class TestRun(NamedTuple):
+class Trial(NamedTuple):
     """What a program did to a frame."""
 
     result: int
@@ -151,13 +151,13 @@ def link_of(descriptor: int) -> Link | None:
     return Link(program, interface, Direction(direction)) if kind == _TCX else None
 
 
-def test_run(
+def try_out(
     program: int,
     frame: bytes,
     context: bytes = b"",
     repeat: int = 1,
     flags: int = 0,
-) -> TestRun:
+) -> Trial:
     """Let a program see a frame, from its Ethernet header on, as if it had come.
 
     `context` is the beginning of a struct __sk_buff, the rest is 0; `flags` are BPF_F_TEST_*.
@@ -177,7 +177,7 @@ def test_run(
     answer = ctypes.create_string_buffer(given, len(given))
     _call(_PROG_TEST_RUN, answer)
     result, length, duration_ns = struct.unpack_from("=4xI4xI20xI", answer)
-    return TestRun(result, went.raw[:length], after.raw, duration_ns)
+    return Trial(result, went.raw[:length], after.raw, duration_ns)
 
 
 def instruction(operation: int, to: int = 0, of: int = 0, offset: int = 0, value: int = 0) -> bytes:

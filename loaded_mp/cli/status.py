@@ -12,7 +12,7 @@ from loaded_mp.cli.ipvsadm import ipvsadm
 from loaded_mp.cli.table import duration, named, narrowed, services_text
 from loaded_mp.network.tracking import FULL_PERCENT
 from loaded_mp.packet.reasons import Reason
-from loaded_mp.status import Status, WorkerStatus
+from loaded_mp.status import FastPathStatus, Status, WorkerStatus
 
 #: Columns where there is no terminal that says how many it has.
 _PLAIN_WIDTH = 160
@@ -61,6 +61,15 @@ def a_console() -> Console:
     return console
 
 
+def _fast_path(fast_path: FastPathStatus) -> str:
+    """Whether the kernel repeats what workers have decided, in a line."""
+    if not fast_path.interfaces:
+        return f"fast path: off: {fast_path.why_not}"
+    repeated = fast_path.counters["to_backend"] + fast_path.counters["to_client"]
+    but = f"; not on {fast_path.why_not}" if fast_path.why_not else ""
+    return f"fast path: {repeated:,} packets passed by the queues on {', '.join(fast_path.interfaces)}{but}"
+
+
 def show(console: Console, now: Status) -> None:
     """Print a status so that it fits the console."""
     console.print(services_text(now.services), end="", soft_wrap=True)
@@ -75,6 +84,7 @@ def show(console: Console, now: Status) -> None:
         f"flow table: {table.used:,} of {table.capacity:,} flows, {table.counters['evictions']:,} evicted;"
         f" {table.memory_bytes / (1 << 20):.0f} MiB shared"
     )
+    console.print(_fast_path(now.fast_path), soft_wrap=True, markup=False)
     if now.tracked:
         tracked = now.tracked
         console.print(

@@ -1,7 +1,7 @@
 """Finding the row of an address with few looks, however many addresses there are.
 
-An index is a hash table with linear probing, of row numbers, or -1 where there is none. It is made with a seed
-by which no address is more than PROBES places away.
+An index is a hash table with linear probing, of row numbers, or -1 where there is none. It is made with a
+seed by which no address is more than PROBES places away.
 """
 
 from itertools import count
@@ -62,4 +62,3 @@ def _filled(index: Index, addresses: Words, seed: np.uint64) -> bool:
         left = left[index[places[left]] != left]
         places[left] = (places[left] + 1) & (index.size - 1)
     return not left.size
-

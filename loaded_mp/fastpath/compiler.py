@@ -1,8 +1,8 @@
 """From numba's functions to programs for the kernel, in a process of its own.
 
 python -m loaded_mp.fastpath.compiler FILE writes the object file of both programs. numba's own passes would
-choose instructions of this machine, so they are switched off, and LLVM's run for the kernel's machine: first a
-clean-up that folds what numba left, then the usual ones, whose rewriting of conditions the verifier follows
+choose instructions of this machine, so they are switched off, and LLVM's run for the kernel's machine: first
+a clean-up that folds what numba left, then the usual ones, whose rewriting of conditions the verifier follows
 less well.
 """
 
@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from loaded_mp.compiled import FOR_KERNEL
 
@@ -107,7 +108,7 @@ def _for_kernel(text: str) -> str:
     return re.sub(r"load atomic (.*) seq_cst,", r"load volatile \1,", text)
 
 
-def _clean_up(llvm):  # type: ignore[no-untyped-def]
+def _clean_up(llvm: Any) -> Any:
     passes = llvm.create_new_module_pass_manager()
     passes.add_always_inliner_pass()
     passes.add_sroa_pass()

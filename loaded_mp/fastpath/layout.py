@@ -1,7 +1,8 @@
 """Where the fields of the shared memory lie, for a program that is the same for every size of flow table."""
 
 from loaded_mp.memory.segment import Field, size_of
-from loaded_mp.memory.shared import MAX_WORKERS, shared_fields
+from loaded_mp.memory.shared import shared_fields
+from loaded_mp.memory.snapshot import MAX_WORKERS
 
 #: The least that a table may hold: what lies in front of the table has the same place in all memories.
 _FLOWS = 1

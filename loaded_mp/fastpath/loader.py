@@ -67,9 +67,9 @@ class FastPath:
         if not self.why_not:
             try:
                 file = object_file()
-                for program in PROGRAMS:
-                    code = code_of(file, program, descriptor, memory.generation.ctypes.data & ~0xFFFFFFFF)
-                    self._programs[program] = bpf.load_program(code, f"{bpf.NAME}_{program}")
+                for name in PROGRAMS:
+                    code = code_of(file, name, descriptor, memory.generation.ctypes.data & ~0xFFFFFFFF)
+                    self._programs[name] = bpf.load_program(code, f"{bpf.NAME}_{name}")
                 self.attach(memory)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 self.why_not = f"the kernel refuses the programs: {error}"
@@ -106,8 +106,8 @@ class FastPath:
         """See no packets any more."""
         for (name, program), link in list(self._links.items()):
             self._let_go(name, program, link)
-        for program in self._programs.values():
-            os.close(program)
+        for descriptor in self._programs.values():
+            os.close(descriptor)
         self._programs.clear()
 
     def _attach(self, name: str, program: str) -> None:

@@ -151,7 +151,7 @@ def _read(skb: int, packet: Bytes) -> int:
     protocol = context_word(skb, _PROTOCOL)
     if protocol not in (_IPV4, _IPV6) or context_word(skb, _VLAN_PRESENT) or context_word(skb, _PKT_TYPE):
         return 0
-    length = context_word(skb, _LEN) - _ETHERNET
+    length: int = context_word(skb, _LEN) - _ETHERNET
     if length < _SHORTEST or _load_bytes(skb, _ETHERNET, packet, min(length, _WINDOW)) < 0:
         return 0
     return length

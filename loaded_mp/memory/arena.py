@@ -42,7 +42,7 @@ def new_arena(size: int) -> int:
     if size > MOST_BYTES:
         raise OSError(
             errno.EFBIG,
-            f"memory shared with the kernel is {MOST_BYTES >> 30} GiB at the most, not {size / (1 << 30):.1f}",
+            f"memory shared with the kernel is {MOST_BYTES >> 30} GiB at most, not {size / (1 << 30):.1f}",
         )
     return bpf.create_arena(pages_of(size), ADDRESS)
 

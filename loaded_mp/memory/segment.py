@@ -6,7 +6,6 @@ process maps the same memory by its descriptor, if it knows the same layout. Whe
 at it too, it is an arena (`arena.py`), which has no name either.
 """
 
-import ctypes
 import hashlib
 import mmap
 import os
@@ -62,9 +61,9 @@ class Segment:
 def new_segment(fields: Sequence[Field], in_kernel: bool = False) -> Segment:
     """Fresh memory, filled with zeros; children forked later see and write the same.
 
-    `in_kernel`: the kernel's programs can see it too. Raises OSError: ENOMEM if the machine has no room, EFBIG
-    if that is too much for the kernel's programs, others if it has no such memory. Pages are taken when they
-    are first written.
+    `in_kernel`: the kernel's programs can see it too. Raises OSError: ENOMEM if the machine has no room,
+    EFBIG if that is too much for the kernel's programs, others if it has no such memory. Pages are taken when
+    they are first written.
     """
     size = size_of(fields)
     descriptor = new_arena(size) if in_kernel else os.memfd_create(_NAME, os.MFD_CLOEXEC)
@@ -77,7 +76,7 @@ def new_segment(fields: Sequence[Field], in_kernel: bool = False) -> Segment:
         raise
 
 
-def _map(descriptor: int, size: int) -> "mmap.mmap | ctypes.Array[ctypes.c_char]":
+def _map(descriptor: int, size: int) -> Any:
     """The memory of a descriptor, unmapped when nobody refers to it. Raises LayoutError or OSError."""
     arena = bpf.arena_of(descriptor)
     if (arena.pages if arena else os.fstat(descriptor).st_size) != (pages_of(size) if arena else size):

@@ -16,9 +16,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from loaded_mp.config.toml import read_toml
 from loaded_mp.lab.wait import wait_until
-from loaded_mp.memory.counters import BackendCounter, FlowTableCounter, WorkerCounter
+from loaded_mp.memory.counters import BackendCounter, FastPathCounter, FlowTableCounter, WorkerCounter
 from loaded_mp.metrics.collector import StatusCollector
-from loaded_mp.status import BackendStatus, FlowTableStatus, ServiceStatus, Status, WorkerStatus
+from loaded_mp.status import (
+    BackendStatus,
+    FastPathStatus,
+    FlowTableStatus,
+    ServiceStatus,
+    Status,
+    WorkerStatus,
+)
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -75,6 +82,11 @@ STATUS = Status(
         used=0,
         memory_bytes=0,
         counters={each.name.lower(): 0 for each in FlowTableCounter},
+    ),
+    fast_path=FastPathStatus(
+        interfaces=(),
+        why_not='fast_path = "off"',
+        counters=dict.fromkeys((each.name.lower() for each in FastPathCounter), 0),
     ),
     tracked=None,
     drifts_mended=0,

@@ -570,7 +570,7 @@ def test_health_of_several_checks_outlives_a_hand_over() -> None:
     before.note()
     noted = read_state(memory)
     assert noted
-    adopted = Adopted(memory, 0, *noted, {}, [])
+    adopted = Adopted(memory, 0, *noted, {}, [], [])
     after = backends_of(several, "10.0.0.1", "10.0.0.2", "10.0.0.3", memory=memory, adopted=adopted)
     for number in (0, 1):
         old, new = before.states[number], after.states[number]

@@ -8,12 +8,20 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loaded_mp.memory.counters import OF_REQUESTS, BackendCounter, Counter, FlowTableCounter, WorkerCounter
+from loaded_mp.memory.counters import (
+    OF_REQUESTS,
+    BackendCounter,
+    Counter,
+    FastPathCounter,
+    FlowTableCounter,
+    WorkerCounter,
+)
 from loaded_mp.metrics.collector import StatusCollector
 from loaded_mp.network.queues import QueueStatus, read_queues
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.status import (
     BackendStatus,
+    FastPathStatus,
     FlowTableStatus,
     ServiceStatus,
     Status,
@@ -76,6 +84,11 @@ STATUS = Status(
     ),
     flow_table=FlowTableStatus(
         capacity=1000, used=16, memory_bytes=4096, counters=counted(FlowTableCounter, 3000)
+    ),
+    fast_path=FastPathStatus(
+        interfaces=(),
+        why_not='fast_path = "off"',
+        counters=dict.fromkeys((each.name.lower() for each in FastPathCounter), 0),
     ),
     tracked=TrackedStatus(connections=50, limit=1000, percent=5),
     drifts_mended=0,

@@ -4,6 +4,7 @@ import numpy as np
 from building import service
 
 from loaded_mp.config.model import Config
+from loaded_mp.fastpath.loader import FastPath
 from loaded_mp.memory.counters import OF_REQUESTS, BackendCounter, Counter, FlowTableCounter, WorkerCounter
 from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.packet.reasons import Reason
@@ -26,7 +27,9 @@ def status(forwarding: str = "rewrite") -> Status:
     backends, flows = Backends(memory, config), Count(memory)
     accounting = Accounting()
     rates = Rates(memory, accounting)
-    report = Report(memory, backends, children, flows, Publisher(memory, list), accounting, Drift(), rates)
+    report = Report(
+        memory, backends, children, flows, Publisher(memory, list), accounting, Drift(), rates, FastPath(())
+    )
     return report.status(None)
 
 

@@ -196,7 +196,7 @@ def test_a_slow_start_outlives_the_supervisor(monkeypatch: pytest.MonkeyPatch) -
     machine.backends.note()
     noted = read_state(machine.memory)
     assert noted
-    adopted = Adopted(machine.memory, 0, *noted, {}, [])
+    adopted = Adopted(machine.memory, 0, *noted, {}, [], [])
     machine.backends = Backends(machine.memory, machine.backends.services.config, adopted)
     assert machine.weights == {"10.0.0.1": 10, "10.0.0.2": 20, "10.0.0.3": 20}
 

@@ -38,7 +38,7 @@ class World:
     def __init__(self, *services: Service, memory: SharedMemory | None = None) -> None:
         self.memory = memory or new_shared_memory(1_024, 1)
         noted = read_state(self.memory) if memory else None
-        adopted = Adopted(self.memory, 0, *noted, {}, []) if noted else None
+        adopted = Adopted(self.memory, 0, *noted, {}, [], []) if noted else None
         self.backends = Backends(self.memory, Config(services=services), adopted)
         self.changes = Changes(self.backends, Publisher(self.memory, list))
         self.steering = Steering(self.backends, self.changes)

@@ -23,7 +23,7 @@ from loaded_mp.datapath.messages import (
 from loaded_mp.datapath.work import Work, work_of
 from loaded_mp.flows.table import FlowTable
 from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, TUNNEL
-from loaded_mp.memory.shared import new_shared_memory
+from loaded_mp.memory.shared import SharedMemory, new_shared_memory
 from loaded_mp.packet.reasons import Fate, Reason
 from loaded_mp.packet.tunnel import ROOM
 from loaded_mp.services import Ids
@@ -74,9 +74,9 @@ def _ends(network: Any, *upper: Any) -> Connection:
 class World:
     """Snapshot, flow table and counters of one worker."""
 
-    def __init__(self, *services: Service, flows: int = 65_536) -> None:
+    def __init__(self, *services: Service, flows: int = 65_536, memory: SharedMemory | None = None) -> None:
         self.ids = Ids()
-        self.memory = new_shared_memory(flows, 1)
+        self.memory = memory or new_shared_memory(flows, 1)
         self.memory.table.secret[:] = 1, 2
         self.now_s = 1000
         self.marks: dict[Connection, int] = {}  #: as conntrack keeps them

@@ -1,0 +1,184 @@
+"""What workers have decided is repeated in the kernel: with real clients, whatever happens to the daemon."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loaded_mp import bpf
+from loaded_mp.lab.daemon import Daemon, loaded_mp
+from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
+from loaded_mp.lab.wait import wait_until
+from loaded_mp.memory.arena import ADDRESS
+
+
+def has_arenas() -> bool:
+    try:
+        os.close(bpf.create_arena(1, ADDRESS))
+    except OSError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not has_arenas(), reason="this kernel has no BPF arenas (Linux 6.12)")
+
+
+@contextlib.contextmanager
+def served(options: Options, top: str = "") -> Iterator[tuple[Lab, Daemon]]:
+    with Lab(options) as lab:
+        yield lab, lab.daemon(lab.config(workers=2, checked=False, top=top))
+
+
+def queued(daemon: Daemon) -> int:
+    """Packets that workers have decided."""
+    return sum(worker.counters["packets"] for worker in daemon.status().workers)
+
+
+def repeated(daemon: Daemon) -> int:
+    """Packets that the kernel has forwarded."""
+    counters = daemon.status().fast_path.counters
+    return counters["to_backend"] + counters["to_client"]
+
+
+def fetch(lab: Lab, url: str, source: str) -> str:
+    return lab.client.run("curl", "-s", "-m", "20", "--interface", source, url).stdout
+
+
+def digest_of_big(lab: Lab, vip: str) -> str:
+    source = lab.sources(vip)[0]
+    command = f"curl -s -m 30 --interface {source} http://{in_url(vip)}/big | sha256sum"
+    return lab.client.run("sh", "-c", command).stdout.split()[0]
+
+
+def checksum_errors(lab: Lab) -> int:
+    """Packets that a backend or the client found to be damaged."""
+    total = 0
+    for namespace in (lab.client, *(backend.namespace for backend in lab.backends)):
+        snmp = [line.split() for line in namespace.run("cat", "/proc/net/snmp").stdout.splitlines()]
+        for names, values in zip(snmp[::2], snmp[1::2], strict=True):
+            total += sum(
+                int(value) for name, value in zip(names, values, strict=True) if name in ("InCsumErrors",)
+            )
+        for line in namespace.run("cat", "/proc/net/snmp6").stdout.splitlines():
+            total += int(line.split()[1]) if "CsumErrors" in line else 0
+    return total
+
+
+@pytest.mark.parametrize(
+    "options",
+    [Options(sources=4), Options(sources=4, offloads=False), Options(sources=4, one_interface=True)],
+    ids=["offloads", "no-offloads", "one-interface"],
+)
+def test_packets_of_known_flows_pass_by_the_queue(options: Options) -> None:
+    with served(options) as (lab, daemon):
+        digest = lab.big_file(16)
+        for vip in VIPS:
+            source = lab.sources(vip)[0]
+            backends = {fetch(lab, f"http://{in_url(vip)}/", source) for _ in range(5)}
+            assert len(backends) == 1
+            assert digest_of_big(lab, vip) == digest
+            answers = lab.answers("dns", vip, 5, lab.sources(vip))
+            assert all(len(set(each)) == 1 and "error" not in each[0] for each in answers.values()), answers
+            lab.client.run("ping", "-c", "3", "-i", "0.2", "-I", source, vip)
+        assert checksum_errors(lab) == 0
+        status = daemon.status()
+        assert (status.fast_path.why_not, not status.fast_path.interfaces) == ("", False)
+        assert repeated(daemon) > 500
+        assert queued(daemon) < 60
+        counted = sum(b.counters["to_client_packets"] for s in status.services for b in s.backends)
+        assert counted > 250
+        daemon.stop()
+        for name in status.fast_path.interfaces:
+            assert attached(lab, name) == 0
+
+
+def attached(lab: Lab, interface: str) -> int:
+    """Programs of ours that see an interface's packets."""
+    index = int(lab.balancer.run("cat", f"/sys/class/net/{interface}/ifindex").stdout)
+    return sum(
+        f"ifindex:\t{index}" in text and "tcx" in text
+        for text in (_read(path) for path in Path("/proc").glob("[0-9]*/fdinfo/*"))
+        if "link_type" in text
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it has ended
+        return ""
+
+
+def test_a_client_may_speak_to_its_backend_directly() -> None:
+    with served(Options(sources=4)) as (lab, daemon):
+        for vip in VIPS:
+            source = lab.sources(vip)[0]
+            name = fetch(lab, f"http://{in_url(vip)}/", source).strip()
+            backend = next(each for each in lab.backends if each.name == name)
+            own = backend.ipv6 if ":" in vip else backend.ipv4
+            for _ in range(3):
+                assert fetch(lab, f"http://{in_url(own)}/", source).strip() == name
+                assert fetch(lab, f"http://{in_url(vip)}/", source).strip() == name
+        assert repeated(daemon) > 0
+
+
+def test_ports_are_translated() -> None:
+    with Lab(Options(sources=4)) as lab:
+        config = lab.config(workers=1, checked=False, service='listen = ["tcp/8080", "udp/53"]')
+        for backend in lab.backends:
+            config = config.replace(f'"{backend.ipv4}"', f'"{backend.ipv4}:80"')
+            config = config.replace(f'"{backend.ipv6}"', f'"[{backend.ipv6}]:80"')
+        config = config.replace('listen = ["tcp/8080", "udp/53"]', 'listen = ["tcp/8080"]')
+        daemon = lab.daemon(config)
+        for vip in VIPS:
+            for _ in range(5):
+                assert fetch(lab, f"http://{in_url(vip)}:8080/", lab.sources(vip)[0])
+        assert repeated(daemon) > 20
+        assert checksum_errors(lab) == 0
+
+
+def test_it_outlives_its_supervisor_and_a_restart() -> None:
+    with served(Options(sources=4)) as (lab, daemon):
+        digest = lab.big_file(16)
+        assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
+        lab.balancer.run(loaded_mp(), "restart")
+        wait_until(lambda: daemon.log.count("event=ready") == 2, "the restarted daemon", 30.0)
+        before = repeated(daemon)
+        assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
+        assert repeated(daemon) > before
+        os.kill(daemon.process.pid, signal.SIGKILL)
+        daemon.process.wait()
+        assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
+        assert attached(lab, "public") > 0
+        after = lab.daemon(lab.config(workers=2, checked=False))
+        before, decided = repeated(after), queued(after)
+        assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
+        assert repeated(after) > before
+        assert queued(after) - decided < 40
+        after.stop()
+        assert attached(lab, "public") == 0
+
+
+def test_reloads_hold_for_the_next_packet() -> None:
+    with served(Options(sources=4)) as (lab, daemon):
+        source = lab.sources4[0]
+        name = fetch(lab, f"http://{VIPS[0]}/", source).strip()
+        lab.balancer.run(loaded_mp(), "maintenance", name, "--service", "web")
+        other = fetch(lab, f"http://{VIPS[0]}/", source).strip()
+        assert other != name
+        for turn in range(20):
+            lab.balancer.run(loaded_mp(), "weight", other, str(turn + 1), "--service", "web")
+            assert fetch(lab, f"http://{VIPS[0]}/", source).strip() == other
+        assert repeated(daemon) > 0
+
+
+def test_off_means_that_workers_see_all() -> None:
+    with served(Options(sources=4), top='fast_path = "off"') as (lab, daemon):
+        assert fetch(lab, f"http://{VIPS[0]}/", lab.sources4[0])
+        status = daemon.status()
+        assert (status.fast_path.interfaces, status.fast_path.why_not) == ((), 'fast_path = "off"')
+        assert repeated(daemon) == 0
+        assert queued(daemon) > 5

@@ -62,8 +62,8 @@ class Change(NamedTuple):
 def plain(packet: Bytes, length: int) -> Header:
     """The headers of a packet of `length` bytes, of which at least the first 60 are in `packet`.
 
-    As `parse`, but their reason is not OK also where they have options or extension headers, or are of another
-    protocol than TCP, UDP and ICMP: then they are not plain.
+    As `parse`, but their reason is not OK also where they have options or extension headers, or are of
+    another protocol than TCP, UDP and ICMP: then they are not plain.
     """
     if packet[0] == 0x45:
         protocol, end = signed(packet[9]), read16(packet, 2)

@@ -94,14 +94,14 @@ def helper(number: int, count: int) -> Callable[..., int]:
 
         return types.int64(*kinds), generate
 
-    # An intrinsic names each of its arguments.
+    # numba asks an intrinsic for the names of its arguments: *kinds will not do.
     by_count: Sequence[Callable[..., Any]] = (
-        lambda context: typed(context),
-        lambda context, a: typed(context, a),
-        lambda context, a, b: typed(context, a, b),
-        lambda context, a, b, c: typed(context, a, b, c),
-        lambda context, a, b, c, d: typed(context, a, b, c, d),
-        lambda context, a, b, c, d, e: typed(context, a, b, c, d, e),
+        lambda context: typed(context),  # noqa: PLW0108
+        lambda context, a: typed(context, a),  # noqa: PLW0108
+        lambda context, a, b: typed(context, a, b),  # noqa: PLW0108
+        lambda context, a, b, c: typed(context, a, b, c),  # noqa: PLW0108
+        lambda context, a, b, c, d: typed(context, a, b, c, d),  # noqa: PLW0108
+        lambda context, a, b, c, d, e: typed(context, a, b, c, d, e),  # noqa: PLW0108
     )
     given: Callable[..., int] = intrinsic(by_count[count])
     return given

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numba
 
-from loaded_mp import bpf
+from loaded_mp.bpf import NAME, Direction, attach, detach, link_of, load_program, replace
 from loaded_mp.compiled import FOR_KERNEL
 from loaded_mp.fastpath.compiler import PROGRAMS
 from loaded_mp.fastpath.object import code_of
@@ -30,7 +30,7 @@ from loaded_mp.memory.shared import KernelSetting, SharedMemory
 
 log = logging.getLogger(__name__)
 
-_DIRECTIONS = {"ingress": bpf.Direction.INGRESS, "egress": bpf.Direction.EGRESS}
+_DIRECTIONS = {"ingress": Direction.INGRESS, "egress": Direction.EGRESS}
 _FILE = "fastpath.o"
 _COMPILE_S = 120.0
 _SIOCGIFMTU, _SIOCGIFHWADDR = 0x8921, 0x8927
@@ -45,7 +45,10 @@ class FastPath:
     """Sees packets of `interfaces`; `why_not` says why not of others, or of none."""
 
     def __init__(self, wanted: Collection[str], why_not: str = "", links: Collection[int] = ()) -> None:
-        """For interfaces of these names. `why_not`: they are not to be seen; `links` are of an earlier daemon."""
+        """For interfaces of these names; `links` are of an earlier daemon.
+
+        `why_not`: they are not to be seen.
+        """
         self._wanted = tuple(dict.fromkeys(wanted))
         self._programs: dict[str, int] = {}
         self._links: dict[tuple[str, str], int] = {}
@@ -69,18 +72,18 @@ class FastPath:
                 file = object_file()
                 for name in PROGRAMS:
                     code = code_of(file, name, descriptor, memory.generation.ctypes.data & ~0xFFFFFFFF)
-                    self._programs[name] = bpf.load_program(code, f"{bpf.NAME}_{name}")
+                    self._programs[name] = load_program(code, f"{NAME}_{name}")
                 self.attach(memory)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 self.why_not = f"the kernel refuses the programs: {error}"
         for link in self._earlier:
             with contextlib.suppress(OSError):
-                bpf.detach(link)
+                detach(link)
             os.close(link)
         self._earlier = []
 
     def attach(self, memory: SharedMemory) -> None:
-        """See the packets of all wanted interfaces that are there; to be called again as they may go and come."""
+        """See the packets of all wanted interfaces that are there; to be called again and again."""
         if not self._programs:
             return
         faults, mtus = [], [_LONGEST]
@@ -114,7 +117,7 @@ class FastPath:
         index = socket.if_nametoindex(name)
         link = self._links.get((name, program))
         if link is not None:
-            there = bpf.link_of(link)
+            there = link_of(link)
             if there and there.interface == index:
                 return
             os.close(self._links.pop((name, program)))
@@ -122,17 +125,17 @@ class FastPath:
             raise OSError(errno.EINVAL, "its packets have no Ethernet header")
         direction = _DIRECTIONS[program]
         for earlier in self._earlier:
-            there = bpf.link_of(earlier)
+            there = link_of(earlier)
             if there and (there.interface, there.direction) == (index, direction):
-                bpf.replace(earlier, self._programs[program])
+                replace(earlier, self._programs[program])
                 self._earlier.remove(earlier)
                 self._links[name, program] = earlier
                 return
-        self._links[name, program] = bpf.attach(self._programs[program], index, direction)
+        self._links[name, program] = attach(self._programs[program], index, direction)
 
     def _let_go(self, name: str, program: str, link: int) -> None:
         with contextlib.suppress(OSError):  # its interface is gone
-            bpf.detach(link)
+            detach(link)
         os.close(link)
         del self._links[name, program]
 

@@ -1,4 +1,4 @@
-"""Reading programs out of an object file (ELF-64, little-endian: elf(5); Documentation/bpf/llvm_reloc.rst)."""
+"""Reading programs out of an object file (ELF-64: elf(5); Documentation/bpf/llvm_reloc.rst)."""
 
 import struct
 from typing import NamedTuple

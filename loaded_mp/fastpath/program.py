@@ -1,15 +1,15 @@
-"""The programs that the kernel runs for each packet. Only the process that compiles for the kernel imports this.
+"""The programs that the kernel runs for each packet. Only the process that compiles them imports this.
 
 `ingress`, where packets come in: requests get their backend's address and the mark of their VIP, replies only
 the mark LEAVING. `egress`, where they leave: replies get their VIP's address. In between they are packets
 between client and backend, to routing, filters and conntrack, as those that workers rewrite.
 
 Nothing tells a program whether a checksum is one already, or is left to the network card, or was made by it:
-only the kernel's helpers know. So decisions are made on a copy of the first bytes, with the worker's functions,
-and addresses are put into the packet by helpers.
+only the kernel's helpers know. So decisions are made on a copy of the first bytes, with the worker's
+functions, and addresses are put into the packet by helpers.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,6 +65,13 @@ _NAMES = Snapshot._fields
 _APART = offset_of("odd_seeds") - offset_of("even_seeds")
 
 
+class End(NamedTuple):
+    """Where in a packet its source or destination is."""
+
+    address_at: int
+    port_at: int
+
+
 def _field(name: str) -> Any:
     field = field_of(name)
     return shared(offset_of(name), field.dtype, field.shape)
@@ -114,8 +121,8 @@ def ingress(skb: int) -> int:
     way = change.way
     if way == FastPathCounter.TO_BACKEND:
         address = work.snapshot.backend_bytes[change.backend, : address_length(header.version)]
-        at = destination_at(header.version, 0)
-        if _put(skb, packet, header, at, address, header.upper + 2, change.port):
+        end = End(destination_at(header.version, 0), header.upper + 2)
+        if _put(skb, packet, header, end, address, change.port):
             count_to_backend(work, change.backend, header)
             if header.protocol == TCP:
                 count_begun(work, change.backend, step_of(packet, header))
@@ -223,18 +230,20 @@ def _leave(skb: int, packet: Bytes, length: int, vip: int, work: Work) -> bool:
             address = snapshot.vip_bytes[vip, : address_length(header.version)]
             count_to_client(work, backend, header)
             count_words(work, backend, packet, header)
-            return _put(skb, packet, header, source_at(header.version, 0), address, header.upper, port)
+            end = End(source_at(header.version, 0), header.upper)
+            return _put(skb, packet, header, end, address, port)
     return False
 
 
 @compiled
-def _put(skb: int, packet: Bytes, header: Header, at: int, address: Bytes, port_at: int, port: int) -> bool:
-    """Put an address at `at` and, where it has ports, a port at `port_at` of a packet, with its checksums.
+def _put(skb: int, packet: Bytes, header: Header, end: End, address: Bytes, port: int) -> bool:
+    """Put an address and, where it has ports, a port at one end of a packet, with its checksums.
 
     False: nothing was changed.
     """
     packet = opaque(packet)
-    gain = change(packet, at, address)
+    port_at = end.port_at
+    gain = change(packet, end.address_at, address)
     ports = header.kind == KIND_PORTS and read16(packet, port_at) != port
     ports_gain = change16(packet, port_at, port) if ports else 0
     if header.checksum and header.protocol != ICMP:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from loaded_mp import bpf
+from loaded_mp.bpf import Arena, create_arena
 
 #: Far from where the kernel puts what may lie anywhere. Its lower 32 bits are a program's first address.
 ADDRESS = 0x1000_0000_0000
@@ -44,10 +44,10 @@ def new_arena(size: int) -> int:
             errno.EFBIG,
             f"memory shared with the kernel is {MOST_BYTES >> 30} GiB at most, not {size / (1 << 30):.1f}",
         )
-    return bpf.create_arena(pages_of(size), ADDRESS)
+    return create_arena(pages_of(size), ADDRESS)
 
 
-def map_arena(descriptor: int, arena: bpf.Arena) -> "ctypes.Array[ctypes.c_char]":
+def map_arena(descriptor: int, arena: Arena) -> "ctypes.Array[ctypes.c_char]":
     """The memory of an arena, in this process and in children forked from it, as long as anyone refers to it.
 
     Raises OSError: EEXIST if something else lies there.

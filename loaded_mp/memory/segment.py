@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loaded_mp import bpf
+from loaded_mp.bpf import arena_of
 from loaded_mp.memory.arena import map_arena, new_arena, pages_of
 from loaded_mp.memory.counters import CACHE_LINE
 
@@ -78,7 +78,7 @@ def new_segment(fields: Sequence[Field], in_kernel: bool = False) -> Segment:
 
 def _map(descriptor: int, size: int) -> Any:
     """The memory of a descriptor, unmapped when nobody refers to it. Raises LayoutError or OSError."""
-    arena = bpf.arena_of(descriptor)
+    arena = arena_of(descriptor)
     if (arena.pages if arena else os.fstat(descriptor).st_size) != (pages_of(size) if arena else size):
         raise LayoutError("the shared memory has another size")
     return map_arena(descriptor, arena) if arena else mmap.mmap(descriptor, size)

@@ -138,6 +138,14 @@ def marked(queue: str) -> list[str]:
     ]
 
 
+def leaving() -> list[str]:
+    return [
+        f"-m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
+        " --nfmask 0x2fff --ctmask 0x2fff",
+        "-m mark --mark 0x4c512000/0xfffff000 -j RETURN",
+    ]
+
+
 def misplaced(network: str, queue: str) -> list[str]:
     return [
         f"-i eth0 -s {network} -j MARK --set-mark 0x4c4e0000",
@@ -153,6 +161,7 @@ def test_rules_of_ipv4() -> None:
     assert rules(found, 4, "LOADED-OUTPUT") == requests
     assert rules(found, 4, "LOADED-INPUT") == marked(queue)
     assert rules(found, 4, "LOADED-POSTROUTING") == [
+        *leaving(),
         *marked(queue),
         "-o lo -j RETURN",
         "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
@@ -178,6 +187,7 @@ def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
     ]
     link[7] = "-p icmpv6 --icmpv6-type 137 -j DROP"
     assert rules(found, 6, "LOADED-POSTROUTING") == [
+        *leaving(),
         *marked(queue),
         "-o lo -j RETURN",
         *link,

@@ -14,6 +14,7 @@ import pytest
 
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, Lab, Options
+from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
 
 METRICS = ("curl", "-sfS", "-m", "2", "http://127.0.0.1:9128/metrics")
@@ -220,6 +221,25 @@ def test_sigterm_once_a_reload_that_hung_can_go_on_takes_all_back(lab: Lab, ipta
         iptables.hangs()
         daemon.process.terminate()
         daemon.logged("event=stopping")
+    daemon.stop()
+    assert is_clean(lab)
+
+
+def test_sigterm_during_a_switch_of_forwarding_tells_both_ends(lab: Lab, iptables: Stubborn) -> None:
+    """What goes over to another way is dropped meanwhile; what a stop tells is not."""
+    daemon, path = started(lab, config(lab, top="goodbye_s = 2"))
+    daemon.ready()
+    talking = [Line(lab.client, VIP4, source) for source in lab.sources4]
+    assert all(line.ask().endswith("hello") for line in talking)
+    with iptables.hanging("-restore"):
+        path.write_text(config(lab, "conntrack", top="goodbye_s = 2"))
+        daemon.process.send_signal(signal.SIGHUP)
+        iptables.hangs()
+        daemon.process.terminate()
+        daemon.logged("event=goodbye")
+        for line in talking:
+            line.say()
+        assert [line.hear(4) for line in talking] == ["reset"] * len(talking)
     daemon.stop()
     assert is_clean(lab)
 

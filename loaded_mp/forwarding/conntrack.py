@@ -19,10 +19,11 @@ from loaded_mp.forwarding.forwarding import (
     Left,
     Place,
     Side,
+    groups,
     unmarked,
 )
 from loaded_mp.memory.counters import BackendCounter
-from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, WHOLE_MASK, matched
+from loaded_mp.memory.marks import BACKEND, BACKEND_MASK, matched
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network import iptables
 from loaded_mp.network.rules import limits, words
@@ -33,8 +34,6 @@ _OURS = matched(BACKEND, BACKEND_MASK)
 #: this one three, of which a forwarded packet passes one; and it comes last, so that what a firewall does
 #: in the others makes no difference to what is counted.
 _COUNTING_TABLE = "security"
-#: Backends whose counters share a chain: with 1,000, a packet passes as many jumps as backends in its chain.
-_COUNTED_TOGETHER = 32
 _COUNTER = re.compile(r"\[(\d+):(\d+)\] -A LOADED-FORWARD-\d+ -([ds]) \S+ -m connmark --mark (0x[0-9a-f]+) ")
 _COLUMNS = {
     "d": (BackendCounter.TO_BACKEND_PACKETS, BackendCounter.TO_BACKEND_BYTES),
@@ -145,17 +144,12 @@ def _destination(endpoint: Endpoint, listener: Listener | None) -> str:
 
 
 def _counting(side: Side) -> Iterator[Chain]:
-    """A counter for each backend and direction.
-
-    A packet passes one chain only, so that what it pays for many backends grows with their square root.
-    """
-    chains: dict[int, list[str]] = {}
-    for backend, endpoint in side.backends.items():
-        rules = chains.setdefault(backend // _COUNTED_TOGETHER, [])
-        rules += [
-            f"{way} {endpoint.ip} -m connmark --mark {BACKEND + backend:#x} -j RETURN" for way in ("-d", "-s")
-        ]
-    for number, rules in chains.items():
-        first = BACKEND + number * _COUNTED_TOGETHER
-        match = f"-m connmark --mark {matched(first, WHOLE_MASK - _COUNTED_TOGETHER + 1)}"
-        yield Chain(_COUNTING_TABLE, "FORWARD", f"LOADED-FORWARD-{number}", tuple(rules), _WHY, match)
+    """A counter for each backend and direction."""
+    for group in groups(side.backends):
+        rules = tuple(
+            f"{way} {endpoint.ip} -m connmark --mark {BACKEND + backend:#x} -j RETURN"
+            for backend, endpoint in group.backends.items()
+            for way in ("-d", "-s")
+        )
+        match = f"-m connmark --mark {group.mark}"
+        yield Chain(_COUNTING_TABLE, "FORWARD", f"LOADED-FORWARD-{group.number}", rules, _WHY, match)

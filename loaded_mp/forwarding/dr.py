@@ -12,7 +12,7 @@ Port matches rely on whole packets, as in `rewrite`.
 from collections.abc import Iterator
 from typing import ClassVar
 
-from loaded_mp.forwarding.forwarding import Chain, Side
+from loaded_mp.forwarding.forwarding import Chain, Side, groups
 from loaded_mp.forwarding.queueing import (
     DECIDED,
     FROM_BEFORE,
@@ -23,12 +23,9 @@ from loaded_mp.forwarding.queueing import (
     requests,
 )
 from loaded_mp.memory.counters import OF_REQUESTS, BackendCounter
-from loaded_mp.memory.marks import BACKEND, WHOLE_MASK, matched
+from loaded_mp.memory.marks import BACKEND
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network.rules import link_messages, ttl
-
-#: Backends whose rules share a chain: with 1,000, a packet passes as many jumps as backends in its chain.
-_SENT_TOGETHER = 32
 
 
 class DirectRouting(ByMark):
@@ -64,17 +61,14 @@ def _left(side: Side) -> Iterator[str]:
 
 def _sending(side: Side) -> Iterator[Chain]:
     """TEE takes one from the TTL without looking, so what has none left is dropped before."""
-    match = ttl("eq 0", side.family)
-    chains: dict[int, list[str]] = {}
-    for backend, endpoint in side.backends.items():
-        rules = chains.setdefault(backend // _SENT_TOGETHER, ["-i lo -j RETURN", f"{match} -j DROP"])
-        marked = f"-m mark --mark {BACKEND + backend:#x}"
-        rules += [f"{marked} -j TEE --gateway {endpoint.ip}", f"{marked} -j DROP"]
-    for number, rules in chains.items():
-        first = BACKEND + number * _SENT_TOGETHER
-        match = f"-m mark --mark {matched(first, WHOLE_MASK - _SENT_TOGETHER + 1)}"
-        why = "packets whose backend is decided"
-        yield Chain("raw", "PREROUTING", f"LOADED-DR-{number}", tuple(rules), why, match)
+    why = "packets whose backend is decided"
+    for group in groups(side.backends):
+        rules = ["-i lo -j RETURN", f"{ttl('eq 0', side.family)} -j DROP"]
+        for backend, endpoint in group.backends.items():
+            marked = f"-m mark --mark {BACKEND + backend:#x}"
+            rules += [f"{marked} -j TEE --gateway {endpoint.ip}", f"{marked} -j DROP"]
+        match = f"-m mark --mark {group.mark}"
+        yield Chain("raw", "PREROUTING", f"LOADED-DR-{group.number}", tuple(rules), why, match)
 
 
 def _requests(side: Side) -> Iterator[str]:

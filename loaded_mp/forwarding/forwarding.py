@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from loaded_mp.fields import Address, Endpoint, Listener, Network, Ports
 from loaded_mp.memory.counters import BackendCounter
+from loaded_mp.memory.marks import BACKEND, WHOLE_MASK, matched
 from loaded_mp.memory.snapshot import Answer
 from loaded_mp.network.rules import errors, limits, words
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from loaded_mp.network.conntrack import Connection
 
 Family = Literal[4, 6]
+
+#: Backends whose rules share a chain: with 1,000, a packet passes as many jumps as backends in its chain.
+_TOGETHER = 32
 
 #: What was counted for a backend.
 Counted = Mapping[BackendCounter, int]
@@ -129,6 +133,27 @@ class Forwarding(ABC):
 
     def forget(self, backend: int) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of the connections that others than workers hold for a backend id. Raises NetworkError."""
+
+
+class Group(NamedTuple):
+    """Backends whose rules share a chain."""
+
+    number: int
+    mark: str  #: as the match of a mark takes it; that of each of them fits
+    backends: Mapping[int, Endpoint]  #: by backend id
+
+
+def groups(backends: Mapping[int, Endpoint]) -> Iterator[Group]:
+    """Put backends together by their ids.
+
+    A packet passes one chain only, so that what it pays for many backends grows with their square root.
+    """
+    found: dict[int, dict[int, Endpoint]] = {}
+    for backend, endpoint in backends.items():
+        found.setdefault(backend // _TOGETHER, {})[backend] = endpoint
+    for number, members in found.items():
+        mark = matched(BACKEND + number * _TOGETHER, WHOLE_MASK - _TOGETHER + 1)
+        yield Group(number, mark, members)
 
 
 def unmarked(side: Side, with_errors: bool = True) -> Iterator[str]:

@@ -1,7 +1,10 @@
 """loaded-mp warm-up: compile before the first start, for images and packages."""
 
+import time
+
 import click
 
+from loaded_mp.fastpath.loader import object_file
 from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.supervisor.machine_code import load_machine_code
 
@@ -14,3 +17,6 @@ def command() -> None:
         click.echo(f"{name:12} {seconds:6.2f} s")
 
     load_machine_code(new_shared_memory(1_024, 1), say)
+    started = time.monotonic()
+    object_file()
+    say("fast path", time.monotonic() - started)

@@ -8,8 +8,21 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from loaded_mp.fields import Endpoint
-from loaded_mp.memory.counters import BackendCounter, Counter, FlowTableCounter, WorkerCounter
-from loaded_mp.status import BackendStatus, FlowTableStatus, Status, TrackedStatus, WorkerStatus
+from loaded_mp.memory.counters import (
+    BackendCounter,
+    Counter,
+    FastPathCounter,
+    FlowTableCounter,
+    WorkerCounter,
+)
+from loaded_mp.status import (
+    BackendStatus,
+    FastPathStatus,
+    FlowTableStatus,
+    Status,
+    TrackedStatus,
+    WorkerStatus,
+)
 
 _BACKEND = ("service", "backend", "address")
 _WORKER = ("worker", "queue")
@@ -53,6 +66,7 @@ class StatusCollector(Collector):
         yield from _backends(backends)
         yield from _workers([([str(each.number), str(each.queue)], each) for each in status.workers])
         yield from _flow_table(status.flow_table)
+        yield from _fast_path(status.fast_path)
         if status.tracked:
             yield from _tracked(status.tracked)
         reasons = CounterMetricFamily(
@@ -190,6 +204,17 @@ def _flow_table(table: FlowTableStatus) -> Iterable[Metric]:
     for counter in FlowTableCounter:
         name = counter.name.lower()
         yield CounterMetricFamily(f"loaded_mp_flow_table_{name}", counter.help, table.counters[name])
+
+
+def _fast_path(fast_path: FastPathStatus) -> Iterable[Metric]:
+    yield GaugeMetricFamily(
+        "loaded_mp_fast_path_interfaces",
+        "Interfaces on which the kernel repeats what workers have decided.",
+        len(fast_path.interfaces),
+    )
+    for counter in FastPathCounter:
+        name = counter.name.lower()
+        yield CounterMetricFamily(f"loaded_mp_fast_path_{name}", counter.help, fast_path.counters[name])
 
 
 def _tracked(tracked: TrackedStatus) -> Iterable[Metric]:

@@ -42,15 +42,15 @@ class Publisher:
         """Let `fill` write the idle buffer, then make it hold. What `fill` raises changes nothing."""
         async with self._lock:
             await self.stamped()
-            if self._grace:
-                await aside(self._grace)
             fill(self._memory.snapshots[(self.generation + 1) & 1])
             add(self._memory.generation, 0, np.uint64(1))
 
     async def stamped(self) -> None:
-        """Wait until every worker that runs uses the generation that holds.
+        """Wait until every worker that runs, and every program, uses the generation that holds.
 
         A worker that hangs is replaced after a while, and its replacement stamps: so this ends.
         """
         while any(self._memory.stamps[n, Stamp.GENERATION] < self.generation for n in self._running()):
             await asyncio.sleep(_POLL_S)
+        if self._grace:
+            await aside(self._grace)

@@ -205,16 +205,18 @@ def _served_queues(lab: Lab) -> int:
     return len(lab.balancer.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout.splitlines())
 
 
-def loaded_mp(forwarding: str, workers: int) -> Builder:
+def loaded_mp(forwarding: str, workers: int, fast_path: bool = False) -> Builder:
     """loaded-mp itself."""
 
     @contextlib.contextmanager
     def path() -> Iterator[Way]:
         with Lab(Options(sources=_SOURCES)) as lab:
             _prepare(lab)
-            config = lab.config(workers=workers, service=f'forwarding = "{forwarding}"', checked=False)
-            lab.daemon(config)
-            yield Way(f"loaded-mp {forwarding}, {_workers(workers)}", lab, _vips())
+            way = f'forwarding = "{forwarding}"'
+            top = "" if fast_path else 'fast_path = "off"'
+            lab.daemon(lab.config(workers=workers, top=top, service=way, checked=False))
+            name = "fast path" if fast_path else forwarding
+            yield Way(f"loaded-mp {name}, {_workers(workers)}", lab, _vips())
 
     return path
 
@@ -229,4 +231,4 @@ def all_paths(quick: bool) -> list[Builder]:
     if not quick:
         paths += [queue_alone(number) for number in (1, 2)]
     paths += [loaded_mp("rewrite", number) for number in ((1, 2) if quick else (1, 2, 4))]
-    return [*paths, loaded_mp("conntrack", 2)]
+    return [*paths, loaded_mp("rewrite", 2, fast_path=True), loaded_mp("conntrack", 2)]

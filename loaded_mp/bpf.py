@@ -70,6 +70,7 @@ class Program(NamedTuple):
 class Link(NamedTuple):
     """Where a program is attached."""
 
+    id: int
     program: int  #: its id
     interface: int  #: index; 0: it is gone
     direction: Direction
@@ -147,8 +148,8 @@ def link_of(descriptor: int) -> Link | None:
     """Where the program of a link is attached; None: the descriptor is of something else."""
     if _kind(descriptor) not in ("bpf_link", "bpf-link"):
         return None
-    kind, program, interface, direction = struct.unpack_from("=I4xI4xII", _info(descriptor, 64))
-    return Link(program, interface, Direction(direction)) if kind == _TCX else None
+    kind, number, program, interface, direction = struct.unpack_from("=III4xII", _info(descriptor, 64))
+    return Link(number, program, interface, Direction(direction)) if kind == _TCX else None
 
 
 def try_out(

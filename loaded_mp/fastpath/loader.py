@@ -76,9 +76,11 @@ class FastPath:
                 self.attach(memory)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 self.why_not = f"the kernel refuses the programs: {error}"
+        mine = {_id(link) for link in self.links}
         for link in self._earlier:
-            with contextlib.suppress(OSError):
-                detach(link)
+            if _id(link) not in mine:  # workers have the same ones
+                with contextlib.suppress(OSError):
+                    detach(link)
             os.close(link)
         self._earlier = []
 
@@ -178,6 +180,11 @@ def grace() -> None:
     number = _MEMBARRIER.get(platform.machine())
     if number is not None:
         ctypes.CDLL(None).syscall(number, _GLOBAL, 0, 0)
+
+
+def _id(link: int) -> int | None:
+    there = link_of(link)
+    return there.id if there else None
 
 
 def _mtu(name: str) -> int:

@@ -104,7 +104,7 @@ def packets(seed: int) -> Iterator[bytes]:
             at = chance.randrange(len(data))
             data = data[:at] + chance.randbytes(1) + data[at + 1 :]
         if chance.random() < 0.05:
-            data = data[: chance.randrange(20, len(data))]
+            data = data[: chance.randrange(20 if version == 4 else 40, len(data))]
         if data[0] >> 4 == version:
             yield data
 

@@ -274,7 +274,7 @@ def configs(draw: st.DrawFn) -> Config:
     services = [
         {
             "name": f"s{number}",
-            "vips": [f"192.0.2.{number + 1}/{draw(st.integers(1, 32))}"],
+            "vips": [f"192.0.{number + 2}.1/{draw(st.integers(1, 32))}"],  # no networks: they might overlap
             "listen": draw(st.lists(_LISTENER, max_size=3)),
             "scheduler": draw(st.sampled_from(["rr", "wrr"])),
             "checks": draw(st.lists(_CHECK, max_size=3)),

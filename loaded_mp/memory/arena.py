@@ -9,6 +9,7 @@ import errno
 import mmap
 import os
 import weakref
+from functools import cache
 from typing import Any
 
 import numpy.typing as npt
@@ -59,6 +60,7 @@ def map_arena(descriptor: int, arena: Arena) -> "ctypes.Array[ctypes.c_char]":
     except OSError:
         os.close(own)
         raise
+    _follow_forks()
     _mapped[address] = own, size
     memory = (ctypes.c_char * size).from_address(address)
     weakref.finalize(memory, _unmap, address).atexit = False
@@ -86,6 +88,12 @@ def _map(address: int, descriptor: int, size: int) -> None:
         raise OSError(ctypes.get_errno(), f"the shared memory cannot lie at {address:#x}")
 
 
+@cache
+def _follow_forks() -> None:
+    """From now on; not before: what a signal raises in a process that was just forked is lost there."""
+    os.register_at_fork(after_in_child=_map_again)
+
+
 def _map_again() -> None:
     """The kernel does not copy an arena's mapping into a child."""
     for address, (descriptor, size) in _mapped.items():
@@ -96,6 +104,3 @@ def _unmap(address: int) -> None:
     descriptor, size = _mapped.pop(address)
     _libc.munmap(address, size)
     os.close(descriptor)
-
-
-os.register_at_fork(after_in_child=_map_again)

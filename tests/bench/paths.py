@@ -213,7 +213,7 @@ def loaded_mp(forwarding: str, workers: int, fast_path: bool = False) -> Builder
         with Lab(Options(sources=_SOURCES)) as lab:
             _prepare(lab)
             way = f'forwarding = "{forwarding}"'
-            top = "" if fast_path else 'fast_path = "off"'
+            top = 'fast_path = "auto"' if fast_path else ""
             lab.daemon(lab.config(workers=workers, top=top, service=way, checked=False))
             name = "fast path" if fast_path else forwarding
             yield Way(f"loaded-mp {name}, {_workers(workers)}", lab, _vips())

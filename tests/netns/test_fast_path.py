@@ -14,6 +14,8 @@ from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.wait import wait_until
 from loaded_mp.memory.arena import ADDRESS
 
+AUTO = 'fast_path = "auto"'
+
 
 def has_arenas() -> bool:
     try:
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.skipif(not has_arenas(), reason="this kernel has no BPF
 
 
 @contextlib.contextmanager
-def served(options: Options, top: str = "") -> Iterator[tuple[Lab, Daemon]]:
+def served(options: Options, top: str = AUTO) -> Iterator[tuple[Lab, Daemon]]:
     with Lab(options) as lab:
         yield lab, lab.daemon(lab.config(workers=2, checked=False, top=top))
 
@@ -127,7 +129,7 @@ def test_a_client_may_speak_to_its_backend_directly() -> None:
 
 def test_ports_are_translated() -> None:
     with Lab(Options(sources=4)) as lab:
-        config = lab.config(workers=1, checked=False, service='listen = ["tcp/8080", "udp/53"]')
+        config = lab.config(workers=1, checked=False, top=AUTO, service='listen = ["tcp/8080", "udp/53"]')
         for backend in lab.backends:
             config = config.replace(f'"{backend.ipv4}"', f'"{backend.ipv4}:80"')
             config = config.replace(f'"{backend.ipv6}"', f'"[{backend.ipv6}]:80"')
@@ -153,7 +155,7 @@ def test_it_outlives_its_supervisor_and_a_restart() -> None:
         daemon.process.wait()
         assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
         assert attached(lab, "public") > 0
-        after = lab.daemon(lab.config(workers=2, checked=False))
+        after = lab.daemon(lab.config(workers=2, checked=False, top=AUTO))
         before, decided = repeated(after), queued(after)
         assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
         assert repeated(after) > before

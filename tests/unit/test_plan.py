@@ -138,14 +138,6 @@ def marked(queue: str) -> list[str]:
     ]
 
 
-def leaving() -> list[str]:
-    return [
-        f"-m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
-        " --nfmask 0x2fff --ctmask 0x2fff",
-        "-m mark --mark 0x4c512000/0xfffff000 -j RETURN",
-    ]
-
-
 def misplaced(network: str, queue: str) -> list[str]:
     return [
         f"-i eth0 -s {network} -j MARK --set-mark 0x4c4e0000",
@@ -161,7 +153,6 @@ def test_rules_of_ipv4() -> None:
     assert rules(found, 4, "LOADED-OUTPUT") == requests
     assert rules(found, 4, "LOADED-INPUT") == marked(queue)
     assert rules(found, 4, "LOADED-POSTROUTING") == [
-        *leaving(),
         *marked(queue),
         "-o lo -j RETURN",
         "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
@@ -187,7 +178,6 @@ def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
     ]
     link[7] = "-p icmpv6 --icmpv6-type 137 -j DROP"
     assert rules(found, 6, "LOADED-POSTROUTING") == [
-        *leaving(),
         *marked(queue),
         "-o lo -j RETURN",
         *link,
@@ -747,3 +737,13 @@ def test_what_tunnels_carry_is_not_tracked_and_errors_about_it_come_to_workers()
 def test_a_tunnels_packets_come_from_nobody(own: str) -> None:
     with pytest.raises(NetworkError, match=rf"tunnel\.sources: {own} holds"):
         plan(config({"forwarding": "tunnel", "tunnel": {"sources": [own]}}), host(), 0, 1)
+
+
+def test_replies_of_the_fast_path_learn_their_vip_first() -> None:
+    found = plan(config().model_copy(update={"fast_path": "auto"}), host(), 3, 4)
+    for family in (4, 6):
+        assert rules(found, family, "LOADED-POSTROUTING")[:2] == [
+            f"-m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
+            " --nfmask 0x2fff --ctmask 0x2fff",
+            "-m mark --mark 0x4c512000/0xfffff000 -j RETURN",
+        ]

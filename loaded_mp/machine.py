@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loaded_mp.bpf import create_arena
 from loaded_mp.config.model import Config
 from loaded_mp.datapath.queue import Queue, QueueError
 from loaded_mp.forwarding import FORWARDINGS
-from loaded_mp.memory.arena import ADDRESS
 from loaded_mp.memory.shared import memory_bytes
 from loaded_mp.network import iptables, sysctls
 from loaded_mp.network.changes import AddChain
@@ -80,7 +78,6 @@ def findings(config: Config | None) -> Iterator[Finding]:
     capable = _capabilities()
     yield capable
     yield _user(wanted.user)
-    yield _fast_path()
     yield from _iptables()
     yield _queue_numbers(wanted)
     if capable.level == "ok":
@@ -107,15 +104,6 @@ def _kernel() -> Finding:
     return _verdict(
         version >= _OLDEST_KERNEL, "kernel", f"Linux {release}", f"install Linux {oldest} or a later one"
     )
-
-
-def _fast_path() -> Finding:
-    try:
-        os.close(create_arena(1, ADDRESS))
-    except OSError as error:
-        cause = f"off, workers see all packets: no BPF arena ({error.strerror})"
-        return Finding("ok", "fast path", f"{cause}; needs Linux 6.12, CAP_BPF and CAP_PERFMON")
-    return Finding("ok", "fast path", "the kernel can repeat what workers have decided")
 
 
 def _capabilities() -> Finding:

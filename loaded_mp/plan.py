@@ -342,10 +342,11 @@ def _wanted_chains(services: Services, host: Host, family: Family) -> Iterator[C
         for name, forwarding in FORWARDINGS.items()
         for chain in forwarding.chains(_side(services, host, family, name))
     ]
+    yield from found
     if family == 6 and not any(chain.hook == "POSTROUTING" for chain in found):
+        # Last: where replies were queued in this chain before, what queues them now has to be there.
         why = "nobody is shown a way around the balancer"
         yield Chain("mangle", "POSTROUTING", "LOADED-POSTROUTING", (NO_REDIRECTS,), why)
-    yield from found
 
 
 def _own_addresses(services: Services, host: Host, family: Family) -> list[Interface]:

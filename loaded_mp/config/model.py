@@ -341,7 +341,7 @@ class Config(Settings):
     #: Packets that wait in one queue. A worker decides about 245,000 small ones a second: that is 17 ms.
     queue_length: int = Field(default=4_096, ge=1, le=1_048_576)
     #: Whether the kernel repeats what workers have decided, where it can; off: each packet is queued.
-    fast_path: Literal["auto", "off"] = "off"
+    fast_path: Literal["auto", "off"] = "auto"
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
     #: So long a stop tells both ends of TCP connections that they are over.
     goodbye_s: Annotated[float, Field(ge=0, le=60)] = 2.0

@@ -76,13 +76,7 @@ class FastPath:
                 self.attach(memory)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 self.why_not = f"the kernel refuses the programs: {error}"
-        mine = {_id(link) for link in self.links}
-        for link in self._earlier:
-            if _id(link) not in mine:  # workers have the same ones
-                with contextlib.suppress(OSError):
-                    detach(link)
-            os.close(link)
-        self._earlier = []
+        self._end_earlier()
 
     def attach(self, memory: SharedMemory) -> None:
         """See the packets of all wanted interfaces that are there; to be called again and again."""
@@ -114,6 +108,21 @@ class FastPath:
         for descriptor in self._programs.values():
             os.close(descriptor)
         self._programs.clear()
+
+    def _end_earlier(self) -> None:
+        """Detach those of an earlier daemon that are not used any more, those of requests first."""
+        mine = {_id(link) for link in self.links}  # workers have the same ones
+        for direction in (Direction.INGRESS, Direction.EGRESS):
+            for link in self._earlier:
+                there = link_of(link)
+                if there and there.direction == direction and there.id not in mine:
+                    with contextlib.suppress(OSError):  # its interface is gone
+                        detach(link)
+            if self._earlier:
+                grace()  # for replies that are under way
+        for link in self._earlier:
+            os.close(link)
+        self._earlier = []
 
     def _attach(self, name: str, program: str) -> None:
         index = socket.if_nametoindex(name)

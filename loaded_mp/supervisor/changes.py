@@ -92,15 +92,18 @@ class Changes:
         return moving
 
     async def go_on(self, moving: Moving) -> None:
-        """Let what was held go on in the present way of forwarding."""
+        """Let what was held go on in the present way of forwarding.
+
+        It is known before anything passes: what would begin without a connection would be another one.
+        """
         if not self._backends.holds:
             return
-        self._backends.let_go()
-        await self._publisher.publish(self._backends.fill)
         try:
             await aside(partial(self._backends.take_over, moving))
         except NetworkError as error:
             log.error(event("connections-lost", cause=str(error), effect="until their clients speak"))
+        self._backends.let_go()
+        await self._publisher.publish(self._backends.fill)
 
     async def forget_connections(self, gone: Iterable[int]) -> None:
         """Let go of the connections to these backends, and to those that were told."""

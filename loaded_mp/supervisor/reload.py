@@ -40,6 +40,7 @@ _FIXED = (
     "first_core",
     "last_core",
     "queue_length",
+    "fast_path",
     "flows",
     "user",
     "metrics_listen",

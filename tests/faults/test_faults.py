@@ -166,7 +166,7 @@ def test_all_backends_down_and_back(lab: Lab, daemon: Daemon) -> None:
 
 
 def test_a_flood_is_survived_and_counted(lab: Lab) -> None:
-    daemon = lab.daemon(lab.config(workers=1, top="queue_length = 16"))
+    daemon = lab.daemon(lab.config(workers=1, top='queue_length = 16\nfast_path = "off"'))
     floods = [lab.client.start(sys.executable, "-c", FLOOD, VIP4, "0.5") for _ in range(2)]
     for flood in floods:
         flood.wait(20)

@@ -129,6 +129,13 @@ def test_the_whole_plan_in_order() -> None:
 MARK = "--mark 0x4c4d2000/0xfffff000"
 
 
+LEAVING = [
+    f"-m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
+    " --nfmask 0x2fff --ctmask 0x2fff",
+    "-m mark --mark 0x4c512000/0xfffff000 -j RETURN",
+]
+
+
 def marked(queue: str) -> list[str]:
     return [
         f"-m mark {MARK} -j CONNMARK --save-mark",
@@ -153,6 +160,7 @@ def test_rules_of_ipv4() -> None:
     assert rules(found, 4, "LOADED-OUTPUT") == requests
     assert rules(found, 4, "LOADED-INPUT") == marked(queue)
     assert rules(found, 4, "LOADED-POSTROUTING") == [
+        *LEAVING,
         *marked(queue),
         "-o lo -j RETURN",
         "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
@@ -178,6 +186,7 @@ def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
     ]
     link[7] = "-p icmpv6 --icmpv6-type 137 -j DROP"
     assert rules(found, 6, "LOADED-POSTROUTING") == [
+        *LEAVING,
         *marked(queue),
         "-o lo -j RETURN",
         *link,
@@ -739,11 +748,16 @@ def test_a_tunnels_packets_come_from_nobody(own: str) -> None:
         plan(config({"forwarding": "tunnel", "tunnel": {"sources": [own]}}), host(), 0, 1)
 
 
-def test_replies_of_the_fast_path_learn_their_vip_first() -> None:
-    found = plan(config().model_copy(update={"fast_path": "auto"}), host(), 3, 4)
-    for family in (4, 6):
-        assert rules(found, family, "LOADED-POSTROUTING")[:2] == [
-            f"-m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
-            " --nfmask 0x2fff --ctmask 0x2fff",
-            "-m mark --mark 0x4c512000/0xfffff000 -j RETURN",
-        ]
+@pytest.mark.parametrize("family", [4, 6])
+def test_without_the_fast_path_no_rule_is_for_it(family: int) -> None:
+    found = plan(config().model_copy(update={"fast_path": "off"}), host(), 3, 4)
+    assert rules(found, family, "LOADED-POSTROUTING")[:4] == marked("-j NFQUEUE --queue-balance 3:6")
+
+
+def test_replies_are_queued_elsewhere_before_a_chain_that_queued_them_changes() -> None:
+    chains = [
+        each.name
+        for each in plan(config({"forwarding": "conntrack"}), host(), 0, 1).changes
+        if isinstance(each, AddChain) and each.family == 6
+    ]
+    assert chains.index("LOADED-UNMARKED") < chains.index("LOADED-POSTROUTING")

@@ -72,6 +72,7 @@ def plan(services: Services, host: Host) -> Plan:
     routes = _routes(services, host, addresses)
     _require_on_link(services, host, [*addresses, *routes])
     _require_foreign_sources(services, host)
+    _require_backends_apart(services, host)
     changes: list[Change] = [
         *_interfaces_up(config, host),
         *_sysctls(services, host),
@@ -230,6 +231,20 @@ def _covers(route: Network, network: Network) -> bool:
         and 0 < route.prefixlen <= network.prefixlen
         and network.network_address in route
     )
+
+
+def _require_backends_apart(services: Services, host: Host) -> None:
+    """Raise NetworkError if what is redirected could need another source address (see `hairpin`)."""
+    public = services.config.network.public_interface
+    own = [address for link, address in host.addresses if link == public]
+    networks = [address.network for address in (*own, *services.config.network.public_addresses)]
+    for part in services.parts if services.config.fast_path == "redirect" else ():
+        for backend in part.backends.values():
+            if any(backend.address.ip in network for network in networks):
+                raise NetworkError(
+                    f"service {part.service.name}: backend {backend.address.ip} is on the link of {public};"
+                    ' with fast_path = "redirect" backends have to be behind network.private_interface'
+                )
 
 
 def _require_on_link(services: Services, host: Host, added: Sequence[AddAddress | AddRoute]) -> None:
@@ -462,6 +477,12 @@ def _notes(services: Services, host: Host) -> list[str]:
                 f"{network.public_interface} has only VIPs as IPv{family} addresses: of what backends start"
                 " themselves only queries to network.name_servers get an answer; see network.public_addresses"
             )
+    if config.fast_path == "redirect":
+        between = f"{network.public_interface} and {network.private_interface}"
+        notes.append(
+            f'fast_path = "redirect": between {between} packets of known flows pass no FORWARD rules and no'
+            " conntrack: firewalls do not see them"
+        )
     for mine in _vip_networks(config) if network.public_interface else ():
         found = "neighbours find them" if mine.version == 4 else "no neighbour finds them"
         notes.append(f"VIP {mine} is {mine.num_addresses:,} VIPs: {found}; have it routed to this host")

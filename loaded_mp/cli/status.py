@@ -66,8 +66,11 @@ def _fast_path(fast_path: FastPathStatus) -> str:
     if not fast_path.interfaces:
         return f"fast path: off: {fast_path.why_not}"
     repeated = fast_path.counters["to_backend"] + fast_path.counters["to_client"]
+    redirected = fast_path.counters["redirected"]
+    past = f", {redirected:,} of them past FORWARD rules and conntrack" if redirected else ""
     but = f"; not on {fast_path.why_not}" if fast_path.why_not else ""
-    return f"fast path: {repeated:,} packets passed by the queues on {', '.join(fast_path.interfaces)}{but}"
+    on = ", ".join(fast_path.interfaces)
+    return f"fast path: {repeated:,} packets passed by the queues on {on}{past}{but}"
 
 
 def show(console: Console, now: Status) -> None:

@@ -341,7 +341,8 @@ class Config(Settings):
     #: Packets that wait in one queue. A worker decides about 245,000 small ones a second: that is 17 ms.
     queue_length: int = Field(default=4_096, ge=1, le=1_048_576)
     #: Whether the kernel repeats what workers have decided, where it can; off: each packet is queued.
-    fast_path: Literal["auto", "off"] = "auto"
+    #: redirect: it sends packets from one interface to the other, past FORWARD rules and conntrack.
+    fast_path: Literal["auto", "redirect", "off"] = "auto"
     flows: int = Field(default=1_048_576, ge=1_024, le=33_554_432)  #: sources that the flow table holds
     #: So long a stop tells both ends of TCP connections that they are over.
     goodbye_s: Annotated[float, Field(ge=0, le=60)] = 2.0
@@ -351,3 +352,16 @@ class Config(Settings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics_listen: HostAndPort = "127.0.0.1:9128"  #: of /metrics; empty: none
+
+    @model_validator(mode="after")
+    def _redirects_between_two(self) -> Self:
+        network = self.network
+        if self.fast_path == "redirect" and (
+            not (network.public_interface and network.private_interface)
+            or network.public_interface == network.private_interface
+        ):
+            raise ValueError(
+                'fast_path: found "redirect", expected network.public_interface and'
+                " network.private_interface to name two interfaces: packets go from one to the other"
+            )
+        return self

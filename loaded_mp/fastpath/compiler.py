@@ -1,11 +1,12 @@
 """From numba's functions to programs for the kernel, in a process of its own.
 
-python -m loaded_mp.fastpath.compiler FILE writes the object file of both programs. numba's own passes would
+python -m loaded_mp.fastpath.compiler FILE writes the object file of all programs. numba's own passes would
 choose instructions of this machine, so they are switched off, and LLVM's run for the kernel's machine: first
 a clean-up that folds what numba left, then the usual ones, whose rewriting of conditions the verifier follows
 less well.
 """
 
+import importlib
 import os
 import re
 import sys
@@ -14,8 +15,8 @@ from typing import Any
 
 from loaded_mp.compiled import FOR_KERNEL
 
-#: Functions of `fastpath/program.py`, each a section of the object file.
-PROGRAMS = ("ingress", "egress")
+#: Functions of these modules, each a section of the object file.
+PROGRAMS = {"ingress": "program", "egress": "program", "redirect": "redirect"}
 #: What a program answers where numba's code would raise: the packet goes on (TCX_NEXT).
 _FAILED = -1
 
@@ -34,16 +35,14 @@ define ptr @memory() alwaysinline {
 
 
 def compile_programs() -> bytes:
-    """The object file (ELF) of both programs. Only in a process with FOR_KERNEL in its environment."""
+    """The object file (ELF) of all programs. Only in a process with FOR_KERNEL in its environment."""
     import llvmlite.binding as llvm  # noqa: PLC0415 (slow, and of this process alone)
     from numba import types  # noqa: PLC0415
 
-    from loaded_mp.fastpath import program  # noqa: PLC0415
-
     llvm.add_symbol("memory", 1)  # numba looks for it, nobody calls it
     texts, entries = [], []
-    for name in PROGRAMS:
-        function = getattr(program, name)
+    for name, module in PROGRAMS.items():
+        function = getattr(importlib.import_module(f"loaded_mp.fastpath.{module}"), name)
         function.compile((types.int64,))
         text = function.inspect_llvm((types.int64,))
         entries.append(_entry(name, function.overloads[(types.int64,)].fndesc.llvm_func_name))

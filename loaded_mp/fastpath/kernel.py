@@ -56,22 +56,24 @@ def shared_row(dtype: npt.DTypeLike) -> Callable[[int, int], npt.NDArray[Any]]:
     return given
 
 
-def scratch(length: int) -> Callable[[], npt.NDArray[np.uint8]]:
-    """A function that gives `length` (a multiple of 8) zero bytes on the program's stack."""
-    array_type = types.Array(types.uint8, 1, "C")
-    words = ir.ArrayType(_LONG, length // 8)
+def scratch(dtype: npt.DTypeLike, length: int) -> Callable[[], npt.NDArray[Any]]:
+    """A function that gives an array of `length` zeros, of whole 8 bytes, on the program's stack."""
+    kind = np.dtype(dtype)
+    array_type = types.Array(numba.from_dtype(kind), 1, "C")
+    count = length * kind.itemsize // 8
+    words = ir.ArrayType(_LONG, count)
 
     @intrinsic  # type: ignore[untyped-decorator]
     def get(typing_context: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             with builder.goto_entry_block():
                 memory = builder.alloca(words)
-            builder.store(ir.Constant(words, [0] * (length // 8)), memory)
+            builder.store(ir.Constant(words, [0] * count), memory)
             return _array(context, builder, array_type, memory, [ir.Constant(_LONG, length)])
 
         return array_type(), generate
 
-    given: Callable[[], npt.NDArray[np.uint8]] = get
+    given: Callable[[], npt.NDArray[Any]] = get
     return given
 
 

@@ -23,14 +23,14 @@ import numba
 
 from loaded_mp.bpf import NAME, Direction, attach, detach, link_of, load_program, replace
 from loaded_mp.compiled import FOR_KERNEL
-from loaded_mp.fastpath.compiler import PROGRAMS
 from loaded_mp.fastpath.object import code_of
 from loaded_mp.log import event
 from loaded_mp.memory.shared import KernelSetting, SharedMemory
 
 log = logging.getLogger(__name__)
 
-_DIRECTIONS = {"ingress": Direction.INGRESS, "egress": Direction.EGRESS}
+#: In the order in which they see a packet.
+_DIRECTIONS = {"ingress": Direction.INGRESS, "redirect": Direction.INGRESS, "egress": Direction.EGRESS}
 _FILE = "fastpath.o"
 _COMPILE_S = 120.0
 _SIOCGIFMTU, _SIOCGIFHWADDR = 0x8921, 0x8927
@@ -44,12 +44,20 @@ _LONGEST = 65_535
 class FastPath:
     """Sees packets of `interfaces`; `why_not` says why not of others, or of none."""
 
-    def __init__(self, wanted: Collection[str], why_not: str = "", links: Collection[int] = ()) -> None:
-        """For interfaces of these names; `links` are of an earlier daemon.
+    def __init__(
+        self,
+        wanted: Collection[str],
+        why_not: str = "",
+        links: Collection[int] = (),
+        redirects: bool = False,
+    ) -> None:
+        """For interfaces of these names, the public one first; `links` are of an earlier daemon.
 
-        `why_not`: they are not to be seen.
+        `why_not`: they are not to be seen. `redirects`: from one to the other past the stack.
         """
         self._wanted = tuple(dict.fromkeys(wanted))
+        self._names = [name for name in _DIRECTIONS if redirects or name != "redirect"]
+        self.redirects = redirects
         self._programs: dict[str, int] = {}
         self._links: dict[tuple[str, str], int] = {}
         self._earlier = list(links)
@@ -67,10 +75,12 @@ class FastPath:
 
     def start(self, memory: SharedMemory, descriptor: int) -> None:
         """Load the programs for an arena and attach them, as far as that can be; else `why_not` says why."""
+        # Older links see a packet first.
+        self._earlier.sort(key=lambda link: _id(link) or 0)
         if not self.why_not:
             try:
                 file = object_file()
-                for name in PROGRAMS:
+                for name in self._names:
                     code = code_of(file, name, descriptor, memory.generation.ctypes.data & ~0xFFFFFFFF)
                     self._programs[name] = load_program(code, f"{NAME}_{name}")
                 self.attach(memory)
@@ -86,17 +96,20 @@ class FastPath:
         for name in self._wanted:
             try:
                 mtus.append(_mtu(name))
-                for program in PROGRAMS:
+                for program in self._names:
                     self._attach(name, program)
             except OSError as error:
                 faults.append(f"{name}: {error.strerror}")
         memory.kernel_settings[KernelSetting.LONGEST] = min(mtus)
+        memory.kernel_settings[[KernelSetting.PUBLIC, KernelSetting.PRIVATE]] = (
+            [socket.if_nametoindex(name) for name in self._wanted] if self.redirects and not faults else 0
+        )
         self.why_not = "; ".join(faults)
 
     def stop_requests(self) -> None:
         """Let packets that come in go to workers; replies that are under way still get their VIPs."""
-        for (name, program), link in list(self._links.items()):
-            if program == "ingress":
+        for (name, program), link in reversed(list(self._links.items())):
+            if _DIRECTIONS[program] is Direction.INGRESS:
                 self._let_go(name, program, link)
         if self._links:
             grace()
@@ -113,7 +126,7 @@ class FastPath:
         """Detach those of an earlier daemon that are not used any more, those of requests first."""
         mine = {_id(link) for link in self.links}  # workers have the same ones
         for direction in (Direction.INGRESS, Direction.EGRESS):
-            for link in self._earlier:
+            for link in reversed(self._earlier):
                 there = link_of(link)
                 if there and there.direction == direction and there.id not in mine:
                     with contextlib.suppress(OSError):  # its interface is gone
@@ -134,10 +147,10 @@ class FastPath:
             os.close(self._links.pop((name, program)))
         if not _is_ethernet(name):
             raise OSError(errno.EINVAL, "its packets have no Ethernet header")
-        direction = _DIRECTIONS[program]
+        direction, mine = _DIRECTIONS[program], {_id(each) for each in self.links}
         for earlier in self._earlier:
             there = link_of(earlier)
-            if there and (there.interface, there.direction) == (index, direction):
+            if there and (there.interface, there.direction) == (index, direction) and there.id not in mine:
                 replace(earlier, self._programs[program])
                 self._earlier.remove(earlier)
                 self._links[name, program] = earlier
@@ -152,7 +165,7 @@ class FastPath:
 
 
 def object_file() -> bytes:
-    """Both programs, from the disk, or compiled. Raises OSError or subprocess.SubprocessError."""
+    """All programs, from the disk, or compiled. Raises OSError or subprocess.SubprocessError."""
     folder = numba.config.CACHE_DIR
     file = Path(folder) / _FILE if folder else None
     if file and file.exists():

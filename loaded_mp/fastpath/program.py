@@ -3,210 +3,81 @@
 `ingress`, where packets come in: requests get their backend's address and the mark of their VIP, replies only
 the mark LEAVING. `egress`, where they leave: replies get their VIP's address. In between they are packets
 between client and backend, to routing, filters and conntrack, as those that workers rewrite.
-
-Nothing tells a program whether a checksum is one already, or is left to the network card, or was made by it:
-only the kernel's helpers know. So decisions are made on a copy of the first bytes, with the worker's
-functions, and addresses are put into the packet by helpers.
 """
-
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from loaded_mp.compiled import Bytes, bounded, compiled, signed
+from loaded_mp.compiled import Bytes, bounded, compiled
 from loaded_mp.datapath.counting import count_begun, count_to_backend, count_to_client, count_words
 from loaded_mp.datapath.lookup import address_row, answers, ends_of
 from loaded_mp.datapath.work import Work
 from loaded_mp.fastpath.decide import decide, plain
-from loaded_mp.fastpath.kernel import (
-    context_word,
-    helper,
-    opaque,
-    scratch,
-    set_context_word,
-    shared,
-    shared_row,
-)
-from loaded_mp.fastpath.layout import field_of, offset_of
-from loaded_mp.flows.table import FlowTable
+from loaded_mp.fastpath.kernel import context_word, set_context_word
+from loaded_mp.fastpath.packet import MARK, End, core_of_this, put, read, settings, window, work_of
 from loaded_mp.memory.counters import FastPathCounter
 from loaded_mp.memory.marks import LEAVES, LEAVES_MASK
 from loaded_mp.memory.shared import MAX_CORES, KernelSetting
-from loaded_mp.memory.snapshot import PortColumn, Snapshot
+from loaded_mp.memory.snapshot import PortColumn
 from loaded_mp.packet.address import address_length, destination_at, source_at
-from loaded_mp.packet.checksum import adjust, change, change16, fold, read16
-from loaded_mp.packet.header import ICMP, KIND_PORTS, TCP, UDP, Header
+from loaded_mp.packet.header import TCP
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.packet.reset import step_of
 
 # include/uapi/linux/pkt_cls.h
-_NEXT, _SHOT = -1, 2
-# include/uapi/linux/bpf.h
-_core = helper(8, 0)
-_store_bytes = helper(9, 5)
-_l4_csum_replace = helper(11, 5)
-_load_bytes = helper(26, 4)
-_ktime_coarse_ns = helper(160, 0)
-_PSEUDO_HDR, _MARK_MANGLED_0, _RECOMPUTE_CSUM = 0x10, 0x20, 1
-# struct __sk_buff
-_LEN, _PKT_TYPE, _MARK, _PROTOCOL, _VLAN_PRESENT = 0, 4, 8, 16, 20
-# As a program reads them, on a little-endian machine.
-_IPV4, _IPV6 = 0x0008, 0xDD86
-#: struct __sk_buff, pkt_type: for this machine.
-_HOST = 0
-
-_ETHERNET = 14
-#: What is copied of a packet: the longest plain headers are IPv6's and TCP's, 60 bytes.
-_WINDOW = 64
-_SHORTEST = 28
-_BILLION, _ONE = np.uint64(1_000_000_000), np.uint64(1)
-_TABLE_AT = offset_of("words")
-_NAMES = Snapshot._fields
-_APART = offset_of("odd_seeds") - offset_of("even_seeds")
-
-
-class End(NamedTuple):
-    """Where in a packet its source or destination is."""
-
-    address_at: int
-    port_at: int
-
-
-def _field(name: str) -> Any:
-    field = field_of(name)
-    return shared(offset_of(name), field.dtype, field.shape)
-
-
-_window = scratch(_WINDOW)
-_words, _seconds, _no_keys = shared_row(np.uint64), shared_row(np.uint32), shared(0, np.uint64, (0, 3))
-_secret, _generation, _settings = (_field(name) for name in ("secret", "generation", "kernel_settings"))
-_cursors, _active, _full = (_field(name) for name in ("cursors", "active", "full"))
-_counted, _backends = (_field(name) for name in ("kernel_counted", "kernel_backends"))
-(
-    _seeds,
-    _vips,
-    _vip_index,
-    _vip_listeners,
-    _vip_bytes,
-    _vip_rows,
-    _vip_services,
-    _listeners,
-    _services,
-    _slots,
-    _backend_services,
-    _backend_vips,
-    _backend_flags,
-    _backend_weights,
-    _backend_limits,
-    _backend_bytes,
-    _backend_ports,
-    _addresses,
-    _address_index,
-    _address_members,
-    _members,
-) = (_field(f"even_{name}") for name in Snapshot._fields)
+NEXT, _SHOT = -1, 2
+# struct __sk_buff: cb, what programs tell those after them.
+TOLD, TOLD_BACKEND = 48, 52
+#: What `ingress` tells: this, and how the packet goes.
+TELLS = 0x4C51_0000
+_ONE = np.uint64(1)
 
 
 @compiled
 def ingress(skb: int) -> int:
     """For each packet that comes in."""
-    packet = _window()
-    length = _read(skb, packet)
-    core = _core()
+    set_context_word(skb, TOLD, 0)
+    packet = window()
+    length = read(skb, packet)
+    core = core_of_this()
     if length == 0 or core >= MAX_CORES:
-        return _NEXT
-    work = _work(core)
+        return NEXT
+    work = work_of(core)
     header = plain(packet, length)
-    change = decide(packet, header, _settings(0)[KernelSetting.LONGEST], work)
+    change = decide(packet, header, settings(0)[KernelSetting.LONGEST], work)
     way = change.way
     if way == FastPathCounter.TO_BACKEND:
         address = work.snapshot.backend_bytes[change.backend, : address_length(header.version)]
         end = End(destination_at(header.version, 0), header.upper + 2)
-        if _put(skb, packet, header, end, address, change.port):
+        if put(skb, packet, header, end, address, change.port):
             count_to_backend(work, change.backend, header)
             if header.protocol == TCP:
                 count_begun(work, change.backend, step_of(packet, header))
         else:
             way = FastPathCounter.UNCHANGED
     if way in (FastPathCounter.TO_BACKEND, FastPathCounter.TO_CLIENT):
-        set_context_word(skb, _MARK, change.mark)
+        set_context_word(skb, MARK, change.mark)
     work.counted[way] += _ONE
-    return _NEXT
+    set_context_word(skb, TOLD, TELLS + way)
+    set_context_word(skb, TOLD_BACKEND, change.backend)
+    return NEXT
 
 
 @compiled
 def egress(skb: int) -> int:
     """For each packet that leaves."""
-    mark = context_word(skb, _MARK)
+    mark = context_word(skb, MARK)
     if mark & LEAVES_MASK != LEAVES:
-        return _NEXT
-    packet = _window()
-    length = _read(skb, packet)
-    core = _core()
+        return NEXT
+    packet = window()
+    length = read(skb, packet)
+    core = core_of_this()
     if length == 0 or core >= MAX_CORES:
         return _SHOT
-    work = _work(core)
+    work = work_of(core)
     if _leave(skb, packet, length, mark & ~LEAVES_MASK, work):
-        return _NEXT
+        return NEXT
     work.counted[FastPathCounter.GONE] += _ONE
     return _SHOT
-
-
-@compiled
-def _read(skb: int, packet: Bytes) -> int:
-    """Copy the beginning of an IP packet for this machine; its length, or 0 if it is none."""
-    protocol = context_word(skb, _PROTOCOL)
-    if protocol not in (_IPV4, _IPV6) or context_word(skb, _VLAN_PRESENT) or context_word(skb, _PKT_TYPE):
-        return 0
-    length: int = context_word(skb, _LEN) - _ETHERNET
-    if length < _SHORTEST or _load_bytes(skb, _ETHERNET, packet, min(length, _WINDOW)) < 0:
-        return 0
-    return length
-
-
-@compiled
-def _work(core: int) -> Work:
-    """As a worker's, with rows of a core."""
-    a = signed(_generation(0)[0] & _ONE) * _APART
-    snapshot = Snapshot(
-        _seeds(a),
-        _vips(a),
-        _vip_index(a),
-        _vip_listeners(a),
-        _vip_bytes(a),
-        _vip_rows(a),
-        _vip_services(a),
-        _listeners(a),
-        _services(a),
-        _slots(a),
-        _backend_services(a),
-        _backend_vips(a),
-        _backend_flags(a),
-        _backend_weights(a),
-        _backend_limits(a),
-        _backend_bytes(a),
-        _backend_ports(a),
-        _addresses(a),
-        _address_index(a),
-        _address_members(a),
-        _members(a),
-    )
-    entries = _settings(0)[KernelSetting.ENTRIES]
-    words, deadlines_s = _words(_TABLE_AT, entries), _seconds(_TABLE_AT + 8 * entries, entries)
-    return Work(
-        snapshot,
-        FlowTable(words, deadlines_s, _no_keys(0), _secret(0)),
-        _cursors(0),
-        _active(0),
-        _full(0),
-        0,
-        0,
-        _counted(0)[core],
-        _counted(0)[core],
-        _backends(0)[core],
-        _counted(0)[core],
-        signed(np.uint64(_ktime_coarse_ns()) // _BILLION),
-    )
 
 
 @compiled
@@ -231,39 +102,5 @@ def _leave(skb: int, packet: Bytes, length: int, vip: int, work: Work) -> bool:
             count_to_client(work, backend, header)
             count_words(work, backend, packet, header)
             end = End(source_at(header.version, 0), header.upper)
-            return _put(skb, packet, header, end, address, port)
+            return put(skb, packet, header, end, address, port)
     return False
-
-
-@compiled
-def _put(skb: int, packet: Bytes, header: Header, end: End, address: Bytes, port: int) -> bool:
-    """Put an address and, where it has ports, a port at one end of a packet, with its checksums.
-
-    False: nothing was changed.
-    """
-    packet = opaque(packet)
-    port_at = end.port_at
-    gain = change(packet, end.address_at, address)
-    ports = header.kind == KIND_PORTS and read16(packet, port_at) != port
-    ports_gain = change16(packet, port_at, port) if ports else 0
-    if header.checksum and header.protocol != ICMP:
-        zero = _MARK_MANGLED_0 if header.protocol == UDP else 0
-        checksum_at = _ETHERNET + header.checksum
-        if _l4_csum_replace(skb, checksum_at, 0, _difference(gain), _PSEUDO_HDR | zero) < 0:
-            return False
-        if ports:
-            _l4_csum_replace(skb, checksum_at, 0, _difference(ports_gain), zero)
-    if ports:
-        _store_bytes(skb, _ETHERNET + port_at, packet[port_at : port_at + 2], 2, 0)
-    if header.version == 4:
-        adjust(packet, 10, gain)
-        return _store_bytes(skb, _ETHERNET + 10, packet[10:20], 10, 0) >= 0
-    # The card's sum over the packet, where there is one, is changed by the address as by the checksum.
-    return _store_bytes(skb, _ETHERNET + 8, packet[8:40], 32, _RECOMPUTE_CSUM) >= 0
-
-
-@compiled
-def _difference(gain: int) -> int:
-    """What a checksum gains, as the kernel adds it: folded, in the byte order of packets."""
-    folded = fold(gain)
-    return (folded & 0xFF) << 8 | folded >> 8

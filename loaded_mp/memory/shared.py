@@ -38,6 +38,8 @@ MAX_NOTES_BYTES = 4 << 20
 MAX_EVENTS, EVENT_BYTES = 1_000, 1_024
 #: Rows of what the fast path counts; those of cores that are not there take no pages.
 MAX_CORES = 256
+#: Connections that are known not to come by a VIP; a power of two.
+MAX_DIRECT = 1 << 17
 #: Those of this machine.
 CORES = min(MAX_CORES, os.sysconf("SC_NPROCESSORS_CONF"))
 
@@ -56,6 +58,9 @@ class KernelSetting(IntEnum):
     ENTRIES = 0  #: of the flow table
     #: Bytes of the longest packet, but for TCP, that the way to backends takes as it comes from clients.
     LONGEST = 1
+    #: Interfaces, by their index, between which packets are redirected; 0: none are.
+    PUBLIC = 2
+    PRIVATE = 3
 
 
 class SharedMemory(NamedTuple):
@@ -79,6 +84,8 @@ class SharedMemory(NamedTuple):
     kernel_settings: npt.NDArray[np.int64]  #: [len(KernelSetting)], written by the supervisor
     kernel_counted: Counters  #: uint64[MAX_CORES, n >= len(FastPathCounter)], each row written on one core
     kernel_backends: Counters  #: uint64[MAX_CORES, MAX_BACKENDS, n >= len(BackendCounter)]
+    #: uint64[MAX_DIRECT], connections that do not come by a VIP, see `fastpath/direct.py`.
+    kernel_direct: Counters
     notes: npt.NDArray[np.uint8]  #: [2, MAX_NOTES_BYTES], the supervisor's, see write_notes
     notes_bytes: Counters  #: uint64[2], how many of each hold
     notes_turn: Counters  #: uint64[1]; notes[turn & 1] hold
@@ -105,7 +112,8 @@ def fresh_memory(flows: int, workers: int, in_kernel: bool = False) -> tuple[Sha
     memory = _in(segment)
     memory.kernel_settings[KernelSetting.ENTRIES] = memory.table.words.size
     if in_kernel:
-        populate(memory.table.words, memory.kernel_counted, *memory.kernel_backends[:CORES])
+        seen = (memory.table.words, memory.kernel_counted, memory.kernel_direct)
+        populate(*seen, *memory.kernel_backends[:CORES])
     memory.rows[0] = workers
     memory.table.secret[:] = (secrets.randbits(64), secrets.randbits(64))
     return memory, segment.descriptor
@@ -183,6 +191,7 @@ def _in(segment: Segment) -> SharedMemory:
         arrays["kernel_settings"],
         arrays["kernel_counted"],
         arrays["kernel_backends"],
+        arrays["kernel_direct"],
         arrays["notes"],
         arrays["notes_bytes"],
         arrays["notes_turn"],
@@ -220,6 +229,7 @@ def shared_fields(flows: int, workers: int) -> list[Field]:
         Field("kernel_settings", np.int64, (len(KernelSetting),), tuple(KernelSetting.__members__)),
         counted("kernel_counted", FastPathCounter, MAX_CORES),
         counted("kernel_backends", BackendCounter, MAX_CORES, MAX_BACKENDS),
+        Field("kernel_direct", np.uint64, (MAX_DIRECT,)),
         # The table comes last, so that all else has the same place whatever its size.
         Field("words", np.uint64, (entries,)),
         Field("deadlines_s", np.uint32, (entries,)),

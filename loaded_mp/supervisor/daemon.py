@@ -112,7 +112,7 @@ class Daemon:
         network = config.network
         interfaces = [each for each in (network.public_interface, network.private_interface) if each]
         links = self._adopted.links if self._adopted else ()
-        self.fast_path = FastPath(interfaces, why_not, links)
+        self.fast_path = FastPath(interfaces, why_not, links, config.fast_path == "redirect")
         self.pool = Pool(self.memory, self._memory_descriptor, config, self.fast_path)
         self._events.keep_in(self.memory)
         self.publisher = Publisher(self.memory, self._running, None if why_not else grace)

@@ -118,7 +118,8 @@ def _fill_backends(
             next(iter(part.vips)),
             states[number].flags(part.service.on_down)
             | (Flag.SEVERAL if len(part.vips) > 1 else 0)
-            | (Flag.HELD if part.id in held else 0),
+            | (Flag.HELD if part.id in held else 0)
+            | (Flag.ANYTHING if _listens_to_anything(part) else 0),
             weight,
             *(part.backends[number].limits or (NO_LIMIT, NO_LIMIT)),
         )
@@ -139,6 +140,11 @@ def _fill_backends(
     snapshot.backend_limits[ids] = np.column_stack(limits)
     snapshot.backend_bytes[ids] = _bytes([endpoint.ip for endpoint in endpoints])
     snapshot.backend_ports[ids] = np.array(ports, np.int64).reshape(-1, len(PortColumn))
+
+
+def _listens_to_anything(part: Part) -> bool:
+    listen = part.service.listen
+    return not listen or any(each.protocol in ("udp", "mark") and each.first_port == 0 for each in listen)
 
 
 def _ports(part: Part) -> Iterator[tuple[int, int, int]]:

@@ -52,7 +52,7 @@ class Kernel:
         file = object_file()
         self.programs = {
             name: bpf.load_program(code_of(file, name, self._descriptor, ADDRESS), name)
-            for name in ("ingress", "egress")
+            for name in ("ingress", "egress", "redirect")
         }
 
     def run(self, program: str, packet: bytes, mark: int = 0, flags: int = 0) -> tuple[int, int, bytes]:

@@ -761,3 +761,17 @@ def test_replies_are_queued_elsewhere_before_a_chain_that_queued_them_changes() 
         if isinstance(each, AddChain) and each.family == 6
     ]
     assert chains.index("LOADED-UNMARKED") < chains.index("LOADED-POSTROUTING")
+
+
+def test_what_is_redirected_is_said() -> None:
+    redirecting = config().model_copy(update={"fast_path": "redirect"})
+    assert any("pass no FORWARD rules" in note for note in plan(redirecting, host(), 0, 1).notes)
+    assert not any("FORWARD" in note for note in plan(config(), host(), 0, 1).notes)
+
+
+def test_redirects_want_backends_apart_from_clients() -> None:
+    near = config().model_copy(update={"fast_path": "redirect"})
+    there = replace(host(), addresses=(*host().addresses, ("eth0", ip_interface("10.0.0.1/8"))))
+    plan(config(), there, 0, 1)
+    with pytest.raises(NetworkError, match=r"backend 10\.0\.0\.1 is on the link of eth0"):
+        plan(near, there, 0, 1)

@@ -403,7 +403,7 @@ def _side(services: Services, host: Host, family: Family, forwarding: str) -> Si
             if any(address in network for network in networks) and address not in backends
         ),
         queue_target(services.queues),
-        config.fast_path != "off",
+        tuple(_interfaces(config)) if config.fast_path != "off" and public and private else (),
         public if private and public != private else None,
         _narrow_mtu(config, host),
         any(link.mtu > LONGEST_PACKET + 3 for name, link in host.links.items() if name != "lo"),

@@ -102,7 +102,7 @@ class FastPath:
                 faults.append(f"{name}: {error.strerror}")
         memory.kernel_settings[KernelSetting.LONGEST] = min(mtus)
         memory.kernel_settings[[KernelSetting.PUBLIC, KernelSetting.PRIVATE]] = (
-            [socket.if_nametoindex(name) for name in self._wanted] if self.redirects and not faults else 0
+            [socket.if_nametoindex(name) for name in (self._wanted[0], self._wanted[-1])] if not faults else 0
         )
         self.why_not = "; ".join(faults)
 

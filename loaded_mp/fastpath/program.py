@@ -12,7 +12,7 @@ from loaded_mp.datapath.counting import count_begun, count_to_backend, count_to_
 from loaded_mp.datapath.lookup import address_row, answers, ends_of
 from loaded_mp.datapath.work import Work
 from loaded_mp.fastpath.decide import decide, plain
-from loaded_mp.fastpath.kernel import context_word, set_context_word
+from loaded_mp.fastpath.kernel import context_word, helper, scratch, set_context_word
 from loaded_mp.fastpath.packet import MARK, End, core_of_this, put, read, settings, window, work_of
 from loaded_mp.memory.counters import FastPathCounter
 from loaded_mp.memory.marks import LEAVES, LEAVES_MASK
@@ -30,6 +30,10 @@ TOLD, TOLD_BACKEND = 48, 52
 #: What `ingress` tells: this, and how the packet goes.
 TELLS = 0x4C51_0000
 _ONE = np.uint64(1)
+_ENODEV = 19
+#: Here it only says whether there is an interface with this index.
+_check_mtu = helper(163, 5)
+_length = scratch(np.uint32, 2)
 
 
 @compiled
@@ -45,6 +49,8 @@ def ingress(skb: int) -> int:
     header = plain(packet, length)
     change = decide(packet, header, settings(0)[KernelSetting.LONGEST], work)
     way = change.way
+    if way == FastPathCounter.TO_CLIENT and not _egress_is_there(skb):
+        way = FastPathCounter.FOR_WORKERS
     if way == FastPathCounter.TO_BACKEND:
         address = work.snapshot.backend_bytes[change.backend, : address_length(header.version)]
         end = End(destination_at(header.version, 0), header.upper + 2)
@@ -60,6 +66,17 @@ def ingress(skb: int) -> int:
     set_context_word(skb, TOLD, TELLS + way)
     set_context_word(skb, TOLD_BACKEND, change.backend)
     return NEXT
+
+
+@compiled
+def _egress_is_there(skb: int) -> bool:
+    """Whether `egress` sees what leaves: an interface may have been made anew, and its name is in rules."""
+    length = _length()
+    for name in (KernelSetting.PUBLIC, KernelSetting.PRIVATE):
+        index = settings(0)[name]
+        if index == 0 or _check_mtu(skb, index, length, 0, 0) == -_ENODEV:
+            return False
+    return True
 
 
 @compiled

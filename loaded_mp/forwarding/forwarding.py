@@ -40,7 +40,7 @@ class Side:
     name_servers: tuple[Address, ...]
     own_addresses: tuple[Address, ...]  #: of this host, within `networks`
     queue: str  #: the queue target
-    fast_path: bool  #: whether the kernel may repeat what workers have decided
+    fast_path: tuple[str, ...]  #: interfaces where the kernel may repeat what workers have decided
     clients_interface: str | None  #: on which only clients are, if there is such a one
     narrow_mtu: int | None  #: of the way to the backends, where it is smaller than that to the clients
     long_packets: bool  #: whether packets may be longer than a queue's message can be

@@ -94,11 +94,15 @@ def _untracked(side: Side, vip: Address | Network) -> Iterator[str]:
 
 
 def _leaving(side: Side) -> Iterator[str]:
-    """Let a reply that the fast path forwards know its VIP, if it is one of a connection that came by one."""
+    """Let a reply that the fast path forwards know its VIP, if it is one of a connection that came by one.
+
+    Where it leaves by another interface, a worker writes the address.
+    """
+    bits = f"{LEAVING_MASK:#x}"
+    by_vip = f"-m mark --mark {matched(LEAVING, WHOLE_MASK)} -m connmark --mark {matched(VIP, VIP_MASK)}"
+    for interface in side.fast_path:
+        yield f"-o {interface} {by_vip} -j CONNMARK --restore-mark --nfmask {bits} --ctmask {bits}"
     if side.fast_path:
-        bits = f"{LEAVING_MASK:#x}"
-        by_vip = f"-m mark --mark {matched(LEAVING, WHOLE_MASK)} -m connmark --mark {matched(VIP, VIP_MASK)}"
-        yield f"{by_vip} -j CONNMARK --restore-mark --nfmask {bits} --ctmask {bits}"
         yield f"-m mark --mark {matched(LEAVES, LEAVES_MASK)} -j RETURN"
 
 

@@ -58,7 +58,7 @@ class KernelSetting(IntEnum):
     ENTRIES = 0  #: of the flow table
     #: Bytes of the longest packet, but for TCP, that the way to backends takes as it comes from clients.
     LONGEST = 1
-    #: Interfaces, by their index, between which packets are redirected; 0: none are.
+    #: Interfaces by their index; 0: one of them is not there, or its packets are not seen.
     PUBLIC = 2
     PRIVATE = 3
 

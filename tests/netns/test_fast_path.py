@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from loaded_mp import bpf
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
+from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
 from loaded_mp.memory.arena import ADDRESS
 
@@ -98,11 +100,12 @@ def test_packets_of_known_flows_pass_by_the_queue(options: Options) -> None:
 
 
 def attached(lab: Lab, interface: str) -> int:
-    """Programs of ours that see an interface's packets."""
+    """How many descriptors of programs of ours that see an interface's packets there are in the balancer."""
     index = int(lab.balancer.run("cat", f"/sys/class/net/{interface}/ifindex").stdout)
     return sum(
         f"ifindex:\t{index}" in text and "tcx" in text
-        for text in (_read(path) for path in Path("/proc").glob("[0-9]*/fdinfo/*"))
+        for pid in lab.balancer.processes()
+        for text in (_read(path) for path in Path(f"/proc/{pid}/fdinfo").glob("*"))
         if "link_type" in text
     )
 
@@ -184,3 +187,97 @@ def test_off_means_that_workers_see_all() -> None:
         assert (status.fast_path.interfaces, status.fast_path.why_not) == ((), 'fast_path = "off"')
         assert repeated(daemon) == 0
         assert queued(daemon) > 5
+
+
+REDIRECT = 'fast_path = "redirect"'
+#: Services whose replies say which VIP they come from: one VIP of a family, and what it listens to is named.
+LISTEN = 'listen = ["tcp/80", "tcp/7000", "udp/53", "icmp"]'
+
+
+@contextlib.contextmanager
+def redirected(options: Options) -> Iterator[tuple[Lab, Daemon]]:
+    with Lab(options) as lab:
+        yield lab, lab.daemon(lab.config(workers=2, checked=False, top=REDIRECT, service=LISTEN))
+
+
+def past_the_stack(daemon: Daemon) -> int:
+    """Packets that no FORWARD rule saw."""
+    return daemon.status().fast_path.counters["redirected"]
+
+
+@pytest.mark.parametrize("offloads", [True, False], ids=["offloads", "no-offloads"])
+def test_packets_are_redirected_past_the_firewall(offloads: bool) -> None:
+    with redirected(Options(sources=4, offloads=offloads)) as (lab, daemon):
+        digest = lab.big_file(16)
+        for vip in VIPS:
+            source = lab.sources(vip)[0]
+            assert fetch(lab, f"http://{in_url(vip)}/", source)
+        forwarded = "iptables", "ip6tables"
+        for tool in forwarded:
+            lab.balancer.run(tool, "-A", "FORWARD", "-p", "tcp", "--dport", "80", "-j", "DROP")
+            lab.balancer.run(tool, "-A", "FORWARD", "-p", "tcp", "--sport", "80", "-j", "DROP")
+        assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
+        for vip in VIPS:
+            answers = lab.answers("dns", vip, 5, lab.sources(vip))
+            assert all(len(set(each)) == 1 and "error" not in each[0] for each in answers.values()), answers
+            ping = lab.client.run("ping", "-c", "3", "-i", "0.2", "-I", lab.sources(vip)[0], vip).stdout
+            assert "3 received" in ping
+            assert "ttl=63" in ping  # one hop each way: this host
+        assert checksum_errors(lab) == 0
+        assert past_the_stack(daemon) > 200
+        assert past_the_stack(daemon) > 0.9 * repeated(daemon)
+        daemon.stop()
+        assert attached(lab, "public") == attached(lab, "private") == 0
+
+
+def test_a_client_of_the_vip_may_speak_to_its_backend_directly_where_packets_are_redirected() -> None:
+    with redirected(Options(sources=4)) as (lab, daemon):
+        for vip in VIPS:
+            source = lab.sources(vip)[0]
+            by_vip = Line(lab.client, vip, source)
+            home = by_vip.ask().split()[0]
+            backend = next(each for each in lab.backends if each.name == home)
+            own = backend.ipv6 if ":" in vip else backend.ipv4
+            direct = Line(lab.client, own, source)
+            for line in (direct, by_vip) * 3:
+                assert line.ask() == f"{home} hello"
+            words = ("dig", "+short", "-b", source, f"@{own}", "who", "TXT")
+            assert lab.client.run(*words).stdout == f'"{home}"\n'
+            ping = lab.client.run("ping", "-c", "2", "-i", "0.2", "-I", source, own).stdout
+            assert f"from {own}" in ping
+            lab.let_backends_speak()
+            assert [line.hear() for line in (direct, by_vip)] == [f"{home} speaks"] * 2
+        assert past_the_stack(daemon) > 10
+
+
+def test_a_redirected_packet_that_is_too_long_is_told_to_its_sender() -> None:
+    with redirected(Options(sources=4)) as (lab, daemon):
+        digest = lab.big_file(1)
+        for backend in lab.backends:
+            backend.namespace.ip("link set eth0 mtu 9000")
+        lab.balancer.ip("link set private mtu 9000")
+        for vip in VIPS:
+            assert digest_of_big(lab, vip) == digest
+        assert past_the_stack(daemon) > 10
+
+
+def ready(daemon: Daemon, times: int) -> bool:
+    return daemon.log.count("event=ready") == times
+
+
+def test_a_switch_to_redirects_and_back_is_a_restart() -> None:
+    with redirected(Options(sources=4)) as (lab, daemon):
+        talking = [Line(lab.client, vip, source) for vip in VIPS for source in lab.sources(vip)]
+        homes = [line.ask().split()[0] for line in talking]
+        config = lab.config(workers=2, checked=False, top=REDIRECT, service=LISTEN)
+        for turn, top in enumerate((AUTO, REDIRECT, 'fast_path = "off"', REDIRECT), 2):
+            with pytest.raises(RuntimeError, match="only 'loaded-mp restart' takes over fast_path"):
+                daemon.reload(config.replace(REDIRECT, top))
+            lab.balancer.run(loaded_mp(), "restart")
+            wait_until(partial(ready, daemon, turn), "the restarted daemon", 30.0)
+            before = past_the_stack(daemon)
+            lab.let_backends_speak()
+            assert [line.hear() for line in talking] == [f"{home} speaks" for home in homes]
+            assert [line.ask() for line in talking] == [f"{home} hello" for home in homes]
+            assert (past_the_stack(daemon) > before) == (top == REDIRECT)
+            assert bool(attached(lab, "public")) == (top != 'fast_path = "off"')

@@ -33,6 +33,7 @@ from loaded_mp.packet.reasons import Reason
 MOST_VERIFIED = 500_000
 ETHERNET = {4: bytes(12) + b"\x08\x00", 6: bytes(12) + b"\x86\xdd"}
 COMPLETE = 1 << 2  #: BPF_F_TEST_SKB_CHECKSUM_COMPLETE
+LOOPBACK = 1  #: the index of an interface that is always there
 NEXT, SHOT = 0xFFFFFFFF, 2
 PACKETS = 2_000
 
@@ -49,6 +50,7 @@ class Kernel:
         for field in Snapshot._fields:
             getattr(self.memory.snapshots[0], field)[:] = getattr(self.world.snapshot, field)
         self.memory.kernel_settings[KernelSetting.LONGEST] = 65_535
+        self.memory.kernel_settings[[KernelSetting.PUBLIC, KernelSetting.PRIVATE]] = LOOPBACK
         file = object_file()
         self.programs = {
             name: bpf.load_program(code_of(file, name, self._descriptor, ADDRESS), name)
@@ -157,6 +159,18 @@ def test_what_is_not_known_stays_as_it_is(kernel: Kernel) -> None:
     foreign = bytes(IP(src=CLIENT[4], dst="203.0.113.99") / TCP(sport=1024, dport=80, flags="A"))
     assert kernel.run("ingress", foreign) == (NEXT, 0, foreign)
     assert kernel.run("egress", foreign) == (NEXT, 0, foreign)
+
+
+@pytest.mark.parametrize("gone", [0, 99_999])
+def test_replies_stay_where_an_interface_is_not_seen(kernel: Kernel, gone: int) -> None:
+    request = bytes(IP(src=CLIENT[4], dst=VIP[4]) / UDP(sport=1024, dport=80))
+    kernel.world.decide(request, HOOK_PREROUTING)
+    reply = reply_to(kernel.run("ingress", request)[2])
+    assert reply
+    assert kernel.run("ingress", reply)[1] == LEAVING
+    kernel.memory.kernel_settings[KernelSetting.PRIVATE] = gone
+    assert kernel.run("ingress", reply) == (NEXT, 0, reply)
+    kernel.memory.kernel_settings[KernelSetting.PRIVATE] = LOOPBACK
 
 
 def test_a_reply_of_nobody_does_not_leave_under_a_wrong_address(kernel: Kernel) -> None:

@@ -130,8 +130,11 @@ MARK = "--mark 0x4c4d2000/0xfffff000"
 
 
 LEAVING = [
-    f"-m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
-    " --nfmask 0x2fff --ctmask 0x2fff",
+    *(
+        f"-o {interface} -m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
+        " --nfmask 0x2fff --ctmask 0x2fff"
+        for interface in ("eth0", "eth1")
+    ),
     "-m mark --mark 0x4c512000/0xfffff000 -j RETURN",
 ]
 

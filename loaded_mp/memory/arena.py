@@ -35,6 +35,15 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _mapped: dict[int, tuple[int, int]] = {}
 
 
+def has_arenas() -> bool:
+    """Whether the kernel gives this process such memory."""
+    try:
+        os.close(create_arena(1, ADDRESS))
+    except OSError:
+        return False
+    return True
+
+
 def new_arena(size: int) -> int:
     """The descriptor of fresh memory of so many bytes.
 

@@ -27,6 +27,8 @@ _ANY_PROTOCOL, _ALL_PORTS = 0, Ports(0, 65_535)
 Before = Mapping[int, ClientAffinity]
 #: Slots that the operator's schedulers gave, uint16[n], backend ids, by service id.
 Tables = Mapping[int, Slots]
+#: From here on Linux takes the ports of what a program begins (net.ipv4.ip_local_port_range).
+_CHOSEN = 32_768
 _NO_SLOTS = np.empty(0, np.uint16)
 
 
@@ -143,8 +145,12 @@ def _fill_backends(
 
 
 def _listens_to_anything(part: Part) -> bool:
+    """Whether its backends may begin something over UDP from a port on which it listens."""
     listen = part.service.listen
-    return not listen or any(each.protocol in ("udp", "mark") and each.first_port == 0 for each in listen)
+    return not listen or any(
+        each.protocol == "mark" or (each.protocol == "udp" and each.first_port < each.last_port >= _CHOSEN)
+        for each in listen
+    )
 
 
 def _ports(part: Part) -> Iterator[tuple[int, int, int]]:

@@ -14,8 +14,10 @@ from bench import paper
 from bench.report import (
     CONNTRACK,
     DNAT,
+    FAST,
     HAPROXY,
     QUEUE_2,
+    REDIRECT,
     REWRITE_2,
     ROUTING,
     goals_table,
@@ -44,7 +46,10 @@ same turn.
   workers, one for each direction. The limit of everything that is behind a queue: what lies between this and
   routing is the kernel's, what lies between this and rewrite mode is ours, and conntrack's, which follows
   the rewritten connections so that a firewall can tell them apart.
-- **rewrite** and **conntrack**: the two forwarding modes of loaded-mp.
+- **fast path**: loaded-mp as it is by default; the kernel repeats what its workers have decided.
+- **redirect**: the same with `fast_path = "redirect"`, past FORWARD rules and conntrack.
+- **rewrite**: `fast_path = "off"`, workers rewrite each packet.
+- **conntrack**: `forwarding = "conntrack"`, the kernel's NAT.
 - **HAProxy** in TCP mode with 2 threads, **nginx** as a stream proxy, and **iptables DNAT**{ipvs}.
 
 ![Throughput as a share of plain routing](shares.svg)
@@ -58,7 +63,8 @@ same turn.
 Where rewrite mode misses a goal, so does a queue that does nothing, or nearly: each packet of each direction
 wakes a process, is copied out, gets a verdict and enters the kernel's path again, and on {cores} cores this
 time is taken from the client and the backend. Conntrack mode asks the queue once for each connection, and
-is there for those who need more; what it lacks of DNAT is the rule that counts each packet for its backend.
+is there where the kernel has no fast path; what it lacks of DNAT is the rule that counts each packet for its
+backend.
 
 Latencies are measured with cores that do not halt and a client that nothing else delays, from the moment at
 which a request was due. Two more processes have to wake up for each request: at p50 that takes {queue_p50}
@@ -352,9 +358,14 @@ def page(data: dict[str, Any]) -> str:
 
 def summary(bench: dict[str, Any]) -> str:
     """The few numbers of the README."""
-    lines = ["| | rewrite, of routing | rewrite, of HAProxy | conntrack, of DNAT | conntrack, of HAProxy |"]
-    lines.append("|---|---|---|---|---|")
-    pairs = ((REWRITE_2, ROUTING), (REWRITE_2, HAPROXY), (CONNTRACK, DNAT), (CONNTRACK, HAPROXY))
+    pairs = (
+        *((FAST, peer) for peer in (ROUTING, DNAT, HAPROXY)),
+        (REDIRECT, ROUTING),
+        (REWRITE_2, ROUTING),
+        (CONNTRACK, DNAT),
+    )
+    titles = (f"{way.removeprefix('loaded-mp ').split(',')[0]}, of {peer.split()[-1]}" for way, peer in pairs)
+    lines = [f"| | {' | '.join(titles).replace('(tcp)', 'HAProxy')} |", "|---" * (1 + len(pairs)) + "|"]
     for work in ("bulk-1", "bulk-4x4", "http", "new", "udp"):
         ratios = [ratio(bench, work, way, peer) for way, peer in pairs]
         cells = ["" if each is None else f"{each:.2f}" for each in ratios]

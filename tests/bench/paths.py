@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.wait import wait_until
+from loaded_mp.memory.arena import has_arenas
 
 #: iperf3 takes one client at a time: one port, and one server on each backend, for each.
 IPERF_PORTS = range(5201, 5209)
@@ -205,17 +206,26 @@ def _served_queues(lab: Lab) -> int:
     return len(lab.balancer.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout.splitlines())
 
 
-def loaded_mp(forwarding: str, workers: int, fast_path: bool = False) -> Builder:
-    """loaded-mp itself."""
+#: What is measured of loaded-mp: forwarding and fast_path.
+_WAYS = {
+    "rewrite": ("rewrite", "off"),
+    "fast path": ("rewrite", "auto"),
+    "redirect": ("rewrite", "redirect"),
+    "conntrack": ("conntrack", "off"),
+}
+
+
+def loaded_mp(name: str, workers: int) -> Builder:
+    """loaded-mp itself, in one of its ways."""
+    forwarding, fast_path = _WAYS[name]
 
     @contextlib.contextmanager
     def path() -> Iterator[Way]:
         with Lab(Options(sources=_SOURCES)) as lab:
             _prepare(lab)
-            way = f'forwarding = "{forwarding}"'
-            top = 'fast_path = "auto"' if fast_path else ""
+            way = f'forwarding = "{forwarding}"\nlisten = ["tcp", "udp/1-1023", "icmp"]'
+            top = f'fast_path = "{fast_path}"'
             lab.daemon(lab.config(workers=workers, top=top, service=way, checked=False))
-            name = "fast path" if fast_path else forwarding
             yield Way(f"loaded-mp {name}, {_workers(workers)}", lab, _vips())
 
     return path
@@ -231,4 +241,6 @@ def all_paths(quick: bool) -> list[Builder]:
     if not quick:
         paths += [queue_alone(number) for number in (1, 2)]
     paths += [loaded_mp("rewrite", number) for number in ((1, 2) if quick else (1, 2, 4))]
-    return [*paths, loaded_mp("rewrite", 2, fast_path=True), loaded_mp("conntrack", 2)]
+    if has_arenas():
+        paths += [loaded_mp("fast path", 2), loaded_mp("redirect", 2)]
+    return [*paths, loaded_mp("conntrack", 2)]

@@ -10,7 +10,18 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
 from bench.paper import ECHO_BYTES, PAPER_MEAN, PAPER_SECONDS, WRITE_BYTES, mean_seconds, rate_mb_s
-from bench.report import CONNTRACK, DNAT, HAPROXY, REWRITE_1, REWRITE_2, ROUTING, number, ratio
+from bench.report import (
+    CONNTRACK,
+    DNAT,
+    FAST,
+    HAPROXY,
+    REDIRECT,
+    REWRITE_1,
+    REWRITE_2,
+    ROUTING,
+    number,
+    ratio,
+)
 
 mpl.use("Agg")
 mpl.rcParams.update(
@@ -36,6 +47,8 @@ _COLOURS = {
     REWRITE_1: "#2b7bba",
     REWRITE_2: "#0b4f8a",
     "loaded-mp rewrite, 4 workers": "#062a4a",
+    FAST: "#8e44ad",
+    REDIRECT: "#c39bd3",
     CONNTRACK: "#2a9d5c",
 }
 _SHARES = ("bulk-1", "bulk-4x4", "http", "new", "udp")

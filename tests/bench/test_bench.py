@@ -9,6 +9,7 @@ from bench.main import chosen, measure_all
 from bench.page import FOLDER, ROOT, page, read, with_summary
 from bench.paths import dnat, loaded_mp, routing
 from bench.report import GOALS, ratio
+from loaded_mp.memory.arena import has_arenas
 
 pytestmark = pytest.mark.alone
 
@@ -36,10 +37,10 @@ def reached(data: dict[str, Any], recorded: dict[str, Any]) -> dict[str, float]:
     """How much of each recorded ratio there is; only of goals that were measured both times."""
     found = {}
     for goal in GOALS:
-        now, then = (ratio(each, goal.work, goal.path, goal.peer) for each in (data, recorded))
+        now, then = (ratio(each, goal.work, goal.path, goal.peer, goal.cpu) for each in (data, recorded))
         if now and then:
-            more = data["works"][goal.work]["more_is_better"]
-            found[f"{goal.work}: {goal.path} of {goal.peer}"] = now / then if more else then / now
+            more = data["works"][goal.work]["more_is_better"] and not goal.cpu
+            found[f"{goal.work}: {goal.path} of {goal.peer}, {goal.cpu}"] = now / then if more else then / now
     return found
 
 
@@ -50,9 +51,10 @@ def regressions(data: dict[str, Any], recorded: dict[str, Any]) -> dict[str, flo
 def test_no_gross_regression(recorded: dict[str, Any]) -> None:
     """Of long packets, short ones and new connections, each beside a peer that is none of ours."""
     works = chosen(True, ("bulk-1", "http", "new"))
-    builders = (routing, dnat, loaded_mp("rewrite", 2), loaded_mp("conntrack", 2))
+    fast = [loaded_mp("fast path", 2)] if has_arenas() else []
+    builders = (routing, dnat, loaded_mp("rewrite", 2), *fast, loaded_mp("conntrack", 2))
     data = measure_all(works, builders, 1, 1)
-    assert len(reached(data, recorded["bench"])) == 2 * len(works)
+    assert len(reached(data, recorded["bench"])) == 2 * len(works) + len(fast) * (len(works) + 1)
     if regressions(data, recorded["bench"]):  # a noisy moment is no regression: look longer
         data = measure_all(works, builders, 5, 1)
     assert not regressions(data, recorded["bench"])

@@ -9,22 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from loaded_mp import bpf
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
-from loaded_mp.memory.arena import ADDRESS
+from loaded_mp.memory.arena import has_arenas
 
 AUTO = 'fast_path = "auto"'
-
-
-def has_arenas() -> bool:
-    try:
-        os.close(bpf.create_arena(1, ADDRESS))
-    except OSError:
-        return False
-    return True
 
 
 pytestmark = pytest.mark.skipif(not has_arenas(), reason="this kernel has no BPF arenas (Linux 6.12)")

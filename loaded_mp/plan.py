@@ -477,6 +477,9 @@ def _notes(services: Services, host: Host) -> list[str]:
                 f"{network.public_interface} has only VIPs as IPv{family} addresses: of what backends start"
                 " themselves only queries to network.name_servers get an answer; see network.public_addresses"
             )
+    if config.fast_path != "off" and network.public_interface and network.private_interface:
+        on = ", ".join(_interfaces(config))
+        notes.append(f"the fast path: programs at tc ingress and egress of {on}, where the kernel has arenas")
     if config.fast_path == "redirect":
         between = f"{network.public_interface} and {network.private_interface}"
         notes.append(

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -169,6 +170,62 @@ def test_reloads_hold_for_the_next_packet() -> None:
             lab.balancer.run(loaded_mp(), "weight", other, str(turn + 1), "--service", "web")
             assert fetch(lab, f"http://{VIPS[0]}/", source).strip() == other
         assert repeated(daemon) > 0
+
+
+#: Weighs a backend anew many times: so often are the buffers that programs read written again.
+WEIGH_OFTEN = """
+import sys
+from loaded_mp.control.client import ask
+for turn in range(200):
+    ask("weight", list, backend=sys.argv[1], service="web", weight=turn % 7 + 1)
+"""
+
+
+def test_reloads_in_a_loop_disturb_no_packet() -> None:
+    with served(Options(sources=4)) as (lab, daemon):
+        digest = lab.big_file(64)
+        for vip in VIPS:
+            assert fetch(lab, f"http://{in_url(vip)}/", lab.sources(vip)[0])
+        before = daemon.status()
+        weighing = lab.balancer.start(sys.executable, "-c", WEIGH_OFTEN, "backend1")
+        rounds = 0
+        while weighing.poll() is None or rounds < 3:
+            assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
+            rounds += 1
+        assert weighing.returncode == 0
+        after = daemon.status()
+        assert after.generation >= before.generation + 100
+        counters = after.fast_path.counters
+        assert counters["to_backend"] + counters["to_client"] > 1000 * rounds
+        assert counters["gone"] == counters["unchanged"] == 0
+        assert checksum_errors(lab) == 0
+
+
+#: What may begin; all else has to belong to what has begun.
+FIREWALL = """
+-P FORWARD DROP
+-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+-A FORWARD -o private -p tcp --dport 80 --syn -m conntrack --ctstate NEW -j ACCEPT
+-A FORWARD -o private -p udp --dport 53 -m conntrack --ctstate NEW -j ACCEPT
+-A FORWARD -o private -p {icmp} -m conntrack --ctstate NEW -j ACCEPT
+"""
+
+
+def test_a_stateful_firewall_sees_one_connection() -> None:
+    with served(Options(sources=4)) as (lab, daemon):
+        digest = lab.big_file(16)
+        for tool, icmp in (("iptables", "icmp"), ("ip6tables", "icmpv6")):
+            for line in FIREWALL.format(icmp=icmp).strip().splitlines():
+                lab.balancer.run(tool, *line.split())
+        for vip in VIPS:
+            assert fetch(lab, f"http://{in_url(vip)}/", lab.sources(vip)[0])
+            assert digest_of_big(lab, vip) == digest
+            answers = lab.answers("dns", vip, 5, lab.sources(vip))
+            assert all(len(set(each)) == 1 and "error" not in each[0] for each in answers.values()), answers
+            source = lab.sources(vip)[0]
+            ping = lab.client.run("ping", "-c", "3", "-i", "0.2", "-I", source, vip).stdout
+            assert "3 received" in ping
+        assert repeated(daemon) > 200
 
 
 def test_off_means_that_workers_see_all() -> None:

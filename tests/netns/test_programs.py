@@ -57,10 +57,13 @@ class Kernel:
             for name in ("ingress", "egress", "redirect")
         }
 
-    def run(self, program: str, packet: bytes, mark: int = 0, flags: int = 0) -> tuple[int, int, bytes]:
-        """Its answer, the mark and the packet after it."""
+    def run(
+        self, program: str, packet: bytes, mark: int = 0, flags: int = 0, segment: int = 0
+    ) -> tuple[int, int, bytes]:
+        """Its answer, the mark and the packet after it; `segment`: bytes of those that it is made of."""
         frame = ETHERNET[4 if packet[0] >> 4 == 4 else 6] + packet
-        context = struct.pack("=8xI", mark)
+        segments = -(-len(packet) // segment) if segment else 0
+        context = struct.pack("=8xI152xI8xI", mark, segments, segment)  # mark, gso_segs, gso_size
         done = bpf.try_out(self.programs[program], frame, context, flags=flags)
         return done.result, struct.unpack_from("=8xI", done.context)[0], done.frame[14:]
 
@@ -111,10 +114,14 @@ def packets(seed: int) -> Iterator[bytes]:
             yield data
 
 
+def network_of(packet: bytes) -> Any:
+    return (IP if packet[0] >> 4 == 4 else IPv6)(packet)
+
+
 def reply_to(packet: bytes) -> bytes | None:
     """What a backend says to a TCP or UDP packet."""
     version = packet[0] >> 4
-    request: Any = (IP if version == 4 else IPv6)(packet)
+    request = network_of(packet)
     network: Any = (IP if version == 4 else IPv6)(src=request.dst, dst=request.src)
     if TCP in request:
         return bytes(
@@ -159,6 +166,23 @@ def test_what_is_not_known_stays_as_it_is(kernel: Kernel) -> None:
     foreign = bytes(IP(src=CLIENT[4], dst="203.0.113.99") / TCP(sport=1024, dport=80, flags="A"))
     assert kernel.run("ingress", foreign) == (NEXT, 0, foreign)
     assert kernel.run("egress", foreign) == (NEXT, 0, foreign)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_segments_that_the_kernel_has_joined_are_changed_as_one(kernel: Kernel, version: int) -> None:
+    network: Any = (IP if version == 4 else IPv6)(src=CLIENT[version], dst=VIP[version])
+    request = bytes(network / TCP(sport=1024, dport=80, flags="A") / Raw(bytes(9_000)))
+    decision, wanted = kernel.world.decide(request, HOOK_PREROUTING)
+    assert kernel.run("ingress", request, segment=1_400) == (NEXT, decision.mark, wanted)
+    reply = bytes(
+        (IP if version == 4 else IPv6)(src=network_of(wanted).dst, dst=CLIENT[version])
+        / TCP(sport=80, dport=1024, flags="A")
+        / Raw(bytes(9_000))
+    )
+    wanted = kernel.world.decide(reply, HOOK_POSTROUTING, mark=decision.mark)[1]
+    leaves = LEAVES + decision.mark - VIP_MARK
+    assert kernel.run("ingress", reply, segment=1_400) == (NEXT, LEAVING, reply)
+    assert kernel.run("egress", reply, leaves, segment=1_400) == (NEXT, leaves, wanted)
 
 
 @pytest.mark.parametrize("gone", [0, 99_999])

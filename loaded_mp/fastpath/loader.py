@@ -85,7 +85,8 @@ class FastPath:
                     self._programs[name] = load_program(code, f"{NAME}_{name}")
                 self.attach(memory)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
-                self.why_not = f"the kernel refuses the programs: {error}"
+                log.debug(event("fast-path-refused", cause=str(error)))
+                self.why_not = f"the kernel refuses the programs: {_in_a_line(error)}"
         self._end_earlier()
 
     def attach(self, memory: SharedMemory) -> None:
@@ -202,6 +203,12 @@ def grace() -> None:
     number = _MEMBARRIER.get(platform.machine())
     if number is not None:
         ctypes.CDLL(None).syscall(number, _GLOBAL, 0, 0)
+
+
+def _in_a_line(error: Exception) -> str:
+    """What it says last; the verifier adds a count to that."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return [line for line in text.splitlines() if not line.startswith("processed ")][-1]
 
 
 def _id(link: int) -> int | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -172,12 +173,16 @@ def test_reloads_hold_for_the_next_packet() -> None:
         assert repeated(daemon) > 0
 
 
-#: Weighs a backend anew many times: so often are the buffers that programs read written again.
+#: Weighs a backend anew until the buffers that programs read were written again many times.
 WEIGH_OFTEN = """
-import sys
+import itertools, sys
 from loaded_mp.control.client import ask
-for turn in range(200):
-    ask("weight", list, backend=sys.argv[1], service="web", weight=turn % 7 + 1)
+from loaded_mp.status import Status
+last = ask("status", Status).generation + 100
+for weight in itertools.cycle(range(1, 8)):
+    ask("weight", list, backend=sys.argv[1], service="web", weight=weight)
+    if ask("status", Status).generation >= last:
+        break
 """
 
 
@@ -226,6 +231,38 @@ def test_a_stateful_firewall_sees_one_connection() -> None:
             ping = lab.client.run("ping", "-c", "3", "-i", "0.2", "-I", source, vip).stdout
             assert "3 received" in ping
         assert repeated(daemon) > 200
+
+
+UNIT = Path(__file__).parents[2] / "deploy/loaded-mp.service"
+
+
+def capabilities() -> set[str]:
+    """Those that the unit gives, in setpriv's words."""
+    (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return {each.removeprefix("CAP_").lower() for each in line.split()}
+
+
+@pytest.mark.parametrize("without", ["", "bpf", "perfmon"])
+def test_the_units_capabilities_are_enough_and_without_them_workers_see_all(without: str) -> None:
+    with Lab(Options(sources=4)) as lab:
+        path = lab.folder / "loaded-mp.toml"
+        path.write_text(lab.config(workers=2, checked=False, top=AUTO))
+        bounding = ",".join(["-all", *(f"+{each}" for each in sorted(capabilities() - {without}))])
+        words = ("setpriv", "--no-new-privs", "--bounding-set", bounding, loaded_mp(), "-c", str(path))
+        daemon = lab.start_daemon_by(*words).ready()
+        for vip in VIPS:
+            for _ in range(3):
+                assert fetch(lab, f"http://{in_url(vip)}/", lab.sources(vip)[0])
+        fast_path = daemon.status().fast_path
+        if without:
+            assert fast_path.interfaces == ()
+            said = "CAP_PERFMON are required" if without == "perfmon" else "Operation not permitted"
+            assert said in fast_path.why_not
+            assert len(fast_path.why_not.splitlines()) == 1
+            assert queued(daemon) > 20
+        else:
+            assert (fast_path.interfaces, fast_path.why_not) == (("public", "private"), "")
+            assert repeated(daemon) > 20
 
 
 def test_off_means_that_workers_see_all() -> None:

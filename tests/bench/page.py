@@ -210,6 +210,13 @@ at every backend, `twos` at two that nobody could have guessed, and `lblcr` at e
 they are more than 10 % slower there, which is nanoseconds of a packet that costs the kernel microseconds.
 With 1,000 backends it is more; what `twos` costs does not depend on their number.
 
+Out of a real queue, with a daemon whose worker gets nothing but first packets, each of another source: what a
+core of the worker's carries, the kernel's work on each packet included.
+
+| scheduler | first packets a second | of `wrr` |
+|---|---|---|
+{queued}
+
 | `wlc` among so many backends | a flow's first packet, ns | rate, of `wrr` |
 |---|---|---|
 {many}
@@ -276,6 +283,10 @@ def _schedulers(data: dict[str, Any]) -> str:
         ),
         many="\n".join(
             f"| {row['backends']:,} | {row['ns']:,.0f} | {row['of_base']:.2f} |" for row in costs["many"]
+        ),
+        queued="\n".join(
+            f"| `{name}` | {row['rate']:,.0f} | {row['of_base']:.2f} |"
+            for name, row in data["queued"].items()
         ),
         limits=f"{costs['limits']['of_base']:.2f}",
         affinities="\n".join(

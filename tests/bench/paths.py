@@ -223,7 +223,7 @@ def loaded_mp(name: str, workers: int) -> Builder:
     def path() -> Iterator[Way]:
         with Lab(Options(sources=_SOURCES)) as lab:
             _prepare(lab)
-            way = f'forwarding = "{forwarding}"\nlisten = ["tcp", "udp/1-1023", "icmp"]'
+            way = f'forwarding = "{forwarding}"\nlisten = ["tcp", "udp/1-32767", "icmp"]'
             top = f'fast_path = "{fast_path}"'
             lab.daemon(lab.config(workers=workers, top=top, service=way, checked=False))
             yield Way(f"loaded-mp {name}, {_workers(workers)}", lab, _vips())

@@ -18,9 +18,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.paths import BACKEND_CORE, CLIENT_CORE
 from bench.scale import VIP, decide_all, new_packet
 from loaded_mp.config.model import Config
 from loaded_mp.flows.atomics import Words
+from loaded_mp.lab.lab import VIP4, VIP6, Lab, Options
 from loaded_mp.memory.shared import SharedMemory, new_shared_memory
 from loaded_mp.schedulers import SCHEDULERS
 from loaded_mp.schedulers.scheduler import Candidates
@@ -121,6 +123,74 @@ def costs() -> dict[str, Any]:
     return data
 
 
+#: Sends small datagrams for a VIP, each from another source, for some seconds.
+_FLOOD = """
+import socket, struct, sys, time
+vip, number, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+sending = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+head = struct.pack("!BBHHHBBH", 0x45, 0, 46, 0, 0, 64, socket.IPPROTO_UDP, 0)
+tail = socket.inet_aton(vip) + struct.pack("!4H", 1024, 9, 26, 0) + bytes(18)
+until = time.monotonic() + seconds
+while time.monotonic() < until:
+    for number in range(number, number + 100):
+        sending.sendto(head + number.to_bytes(4, "big") + tail, (vip, 0))
+"""
+#: Of invented sources, and how far apart those of two turns are.
+_FIRST_SOURCE, _TURN = 0x6400_0000, 1 << 19
+_TURNS = 9
+_FLOOD_S = 0.5
+
+
+class Queued:
+    """A daemon whose one worker gets nothing but first packets of flows, out of a real queue."""
+
+    def __init__(self, lab: Lab, scheduler: str) -> None:
+        addresses = [f"10.0.0.{20 + number}" for number in range(_BACKENDS)]
+        for number, address in enumerate(addresses):
+            lab.backends[number % len(lab.backends)].namespace.ip(f"address add {address}/24 dev eth0")
+        config = lab.config(
+            workers=1,
+            checked=False,
+            top=f'flows = 4194304\nfirst_core = {BACKEND_CORE}\nfast_path = "off"',
+            service=f'listen = ["udp"]\nscheduler = "{scheduler}"',
+        )
+        backends = "".join(f'[[service.backend]]\naddress = "{address}"\n' for address in addresses)
+        vips = config.replace(f'["{VIP4}", "{VIP6}"]', f'["{VIP4}"]')
+        self._lab = lab
+        self._daemon = lab.daemon(vips[: vips.index("[[service.backend]]")] + backends)
+        self._next = _FIRST_SOURCE
+
+    def rate(self) -> float:
+        """Packets that the worker decides in a second of its core's time."""
+        before, before_s = self._decided()
+        words = (sys.executable, "-c", _FLOOD, VIP4, str(self._next), str(_FLOOD_S))
+        self._lab.client.run("taskset", "-c", CLIENT_CORE, *words)
+        self._next += _TURN
+        after, after_s = self._decided()
+        return (after - before) / (after_s - before_s)
+
+    def _decided(self) -> tuple[int, float]:
+        """Packets so far, and seconds on a core (Documentation/scheduler/sched-stats.rst)."""
+        (worker,) = self._daemon.status().workers
+        took_ns = int(Path(f"/proc/{worker.pid}/schedstat").read_text().split()[0])
+        return worker.counters["packets"], took_ns / 1e9
+
+
+def queued() -> dict[str, dict[str, float]]:
+    """What a worker's core carries of first packets, by scheduler, and as a share of that with `wrr`."""
+    rates: dict[str, list[float]] = {name: [] for name in SCHEDULERS}
+    shares: dict[str, list[float]] = {name: [] for name in SCHEDULERS}
+    for name in SCHEDULERS:
+        with Lab(Options(sources=1)) as lab, Lab(Options(sources=1)) as beside:
+            base, mine = Queued(beside, "wrr"), Queued(lab, name)
+            for turn in range(_TURNS + 1):
+                base_rate, rate = base.rate(), mine.rate()
+                if turn:
+                    rates[name].append(rate)
+                    shares[name].append(rate / base_rate)
+    return {name: {"rate": median(rates[name]), "of_base": median(shares[name])} for name in SCHEDULERS}
+
+
 def _keys(backends: int) -> Words:
     return np.random.default_rng(7).integers(0, 1 << 63, backends).astype(np.uint64)
 
@@ -154,7 +224,7 @@ def hashing() -> dict[str, list[dict[str, float]]]:
     }
 
 
-def measure(parts: Sequence[Callable[[], Any]] = (costs, hashing)) -> dict[str, Any]:
+def measure(parts: Sequence[Callable[[], Any]] = (costs, queued, hashing)) -> dict[str, Any]:
     """All of it."""
     return {part.__name__: part() for part in parts}
 

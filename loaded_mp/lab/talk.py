@@ -101,6 +101,12 @@ class Line:
         assert self._process.stdout
         return self._process.stdout.readline().strip()
 
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(5)
+
     def _write(self, command: str) -> None:
         assert self._process.stdin
         self._process.stdin.write(command + "\n")

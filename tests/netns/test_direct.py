@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from loaded_mp.lab.daemon import Daemon, loaded_mp
-from loaded_mp.lab.lab import VIP4, VIPS, Lab, Options
+from loaded_mp.lab.lab import VIP4, VIPS, Lab, Options, in_url
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.transfers import comes_back, downloads, uploads
 
@@ -87,6 +87,22 @@ def test_every_byte_arrives_both_ways_and_a_narrow_way_is_told(
     now = daemon.status()
     assert now.reasons | {"no_flow": 0} == before | {"no_flow": 0}
     assert sum(each.counters["unsent_verdicts"] for each in now.workers) == 0
+
+
+def test_what_the_operators_rules_mark_goes_by_the_mark(lab: Lab, daemon: Daemon, way: str) -> None:
+    daemon.reload(config(lab, WAYS[way] + 'listen = ["mark/7"]'))
+    for vip, tool in zip(VIPS, ("iptables", "ip6tables"), strict=True):
+        marked, other = lab.sources(vip)[:2]
+        rule = f"PREROUTING -s {marked} -p tcp --dport 80 -j MARK --set-mark 7"
+        lab.balancer.run(tool, "-t", "raw", "-I", *rule.split())
+        (names,) = lab.answers("http", vip, 3, [marked]).values()
+        assert len(set(names)) == 1
+        assert names[0].startswith("backend")
+        url = f"http://{in_url(vip)}/"
+        asked = lab.client.run("curl", "-s", "-m", "2", "--interface", other, url, check=False)
+        assert asked.returncode != 0
+        lab.balancer.run(tool, "-t", "raw", "-D", *rule.split())
+    daemon.reload(config(lab, WAYS[way]))
 
 
 def test_a_backend_that_drains_keeps_its_connections(lab: Lab, daemon: Daemon) -> None:

@@ -1,5 +1,6 @@
 """Looking into a daemon that runs, and what it makes of backends that come and go, on a real kernel."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIP6, VIPS, Lab, Options
+from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
 from loaded_mp.status import Explanation, FlowsStatus
 
@@ -52,6 +54,23 @@ def test_flows_are_seen_explained_and_moved(lab: Lab) -> None:
         assert who(lab, vip, source) == other
         assert other in said(lab, "flows", "--source", source)
     daemon.logged("event=flow-moved")
+    daemon.stop()
+
+
+@pytest.mark.parametrize("vip", VIPS)
+def test_a_full_backend_gets_no_new_flow_until_one_has_ended(lab: Lab, vip: str) -> None:
+    service = 'listen = ["tcp/7000"]\naffinity = "connection"\nall_down = "reject"'
+    config = lab.config(service=service).replace("weight = 1\n", "weight = 1\nmost_flows = 2\n")
+    daemon = lab.daemon(config)
+    source = lab.sources(vip)[0]
+    talking = [Line(lab.client, vip, source) for _ in range(2 * len(lab.backends))]
+    homes = [line.ask().split()[0] for line in talking]
+    assert Counter(homes) == {each.name: 2 for each in lab.backends}
+    assert Line(lab.client, vip, source).begun == "ConnectionRefusedError"
+    assert "full until it has fewer than 2 flows" in " ".join(said(lab, "status").split())
+    talking[0].close()
+    wait_until(lambda: Line(lab.client, vip, source).begun == "connected", "there is room again")
+    assert [line.ask().split()[0] for line in talking[1:]] == homes[1:]
     daemon.stop()
 
 

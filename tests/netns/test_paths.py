@@ -13,11 +13,17 @@ from loaded_mp.lab.wait import wait_until
 FAR_MTU = 1300
 
 
-@pytest.fixture(scope="module")
-def far() -> Iterator[Lab]:
-    """A router behind the balancer, and a link with a small MTU behind that."""
+#: Among them the ports that traceroute asks for: one by one, as a service with a range of such high ones is
+#: not redirected.
+LISTEN = ("tcp", "udp/7", "udp/53", "icmp", *(f"udp/{port}" for port in range(33_434, 33_443)))
+
+
+@pytest.fixture(scope="module", params=["auto", "redirect", "off"])
+def far(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A router behind the balancer, and a link with a small MTU behind that; with each fast path."""
     with Lab(Options(sources=5, far_mtu=FAR_MTU)) as lab:
-        daemon = lab.daemon(lab.config())
+        listen = ", ".join(f'"{each}"' for each in LISTEN)
+        daemon = lab.daemon(lab.config(top=f'fast_path = "{request.param}"', service=f"listen = [{listen}]"))
         yield lab
         daemon.stop()
 

@@ -60,11 +60,15 @@ same turn.
 
 {goals}
 
-Where rewrite mode misses a goal, so does a queue that does nothing, or nearly: each packet of each direction
-wakes a process, is copied out, gets a verdict and enters the kernel's path again, and on {cores} cores this
-time is taken from the client and the backend. Conntrack mode asks the queue once for each connection, and
-is there where the kernel has no fast path; what it lacks of DNAT is the rule that counts each packet for its
-backend.
+What the fast path lacks of DNAT is the time of its two programs, which find each packet's flow anew; what
+redirects lack of routing is that and less, as they leave out the stack.
+
+Where rewrite mode misses a goal, most of that is the queue's, which misses it too, or nearly: each packet of
+each direction wakes a process, is copied out, gets a verdict and enters the kernel's path again, and on
+{cores} cores this time is taken from the client and the backend. Long packets are copied back too, which
+bulk transfers show, and conntrack follows the rewritten connections, which new ones show. Conntrack mode asks
+the queue once for each connection, and is there where the kernel has no fast path; what it lacks of DNAT is
+the rule that counts each packet for its backend.
 
 Latencies are measured with cores that do not halt and a client that nothing else delays, from the moment at
 which a request was due. Two more processes have to wake up for each request: at p50 that takes {queue_p50}

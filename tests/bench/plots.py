@@ -75,7 +75,7 @@ def shares(data: dict[str, Any], folder: Path) -> None:
         range(len(_SHARES)), [data["works"][work]["title"].replace(", ", ",\n") for work in _SHARES]
     )
     axes.set_ylabel("share of plain routing")
-    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     _save(figure, folder, "shares")
 
 

@@ -160,6 +160,18 @@ def test_it_outlives_its_supervisor_and_a_restart() -> None:
         assert attached(lab, "public") == 0
 
 
+def test_cleanup_after_a_crash_leaves_no_program() -> None:
+    with served(Options(sources=4)) as (lab, daemon):
+        os.kill(daemon.process.pid, signal.SIGKILL)
+        daemon.process.wait()
+        assert attached(lab, "public") > 0
+        assert fetch(lab, f"http://{VIPS[0]}/", lab.sources4[0])
+        said = lab.balancer.run(loaded_mp(), "cleanup").stdout
+        assert "as it was before" in said
+        assert attached(lab, "public") == attached(lab, "private") == 0
+        assert "LOADED-" not in lab.balancer.run("iptables-save").stdout
+
+
 def test_reloads_hold_for_the_next_packet() -> None:
     with served(Options(sources=4)) as (lab, daemon):
         source = lab.sources4[0]

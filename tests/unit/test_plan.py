@@ -119,7 +119,10 @@ def test_the_whole_plan_in_order() -> None:
         "ip address add 192.0.2.10/32 dev eth0",
         "ip address add 2001:db8::10/128 dev eth0 nodad preferred_lft 0",
     ]
-    assert found.notes == ("service web: no listen: clients reach every port of its backends by its VIPs",)
+    assert found.notes == (
+        FAST_PATH,
+        "service web: no listen: clients reach every port of its backends by its VIPs",
+    )
     kinds = [change.kind for change in found.changes]
     assert kinds[-8:] == ["chain"] * 6 + ["address"] * 2, "the rules stand before the VIPs"
     assert all(change.why for change in found.changes)
@@ -129,6 +132,7 @@ def test_the_whole_plan_in_order() -> None:
 MARK = "--mark 0x4c4d2000/0xfffff000"
 
 
+FAST_PATH = "the fast path: programs at tc ingress and egress of eth0, eth1, where the kernel has arenas"
 LEAVING = [
     *(
         f"-o {interface} -m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
@@ -439,7 +443,9 @@ def test_without_interfaces_addresses_are_left_alone_and_the_plan_says_so() -> N
 
 def test_only_a_service_without_listen_is_open() -> None:
     notes = plan(config({"listen": ["tcp/80"]}), host(), 0, 1).notes
-    assert notes == ()
+    assert notes == (FAST_PATH,)
+    without = config({"listen": ["tcp/80"]}).model_copy(update={"fast_path": "off"})
+    assert plan(without, host(), 0, 1).notes == ()
 
 
 def test_masquerading_behind_nothing_but_vips_is_pointed_out() -> None:
@@ -448,11 +454,9 @@ def test_masquerading_behind_nothing_but_vips_is_pointed_out() -> None:
     assert next(note for note in found.notes if "has only VIPs" in note).startswith(
         "eth0 has only VIPs as IPv4"
     )
-    assert len(found.notes) == 2
-    assert (
-        plan(config(web, public_addresses=["192.0.2.1/24", "2001:db8::1/64"]), host(addresses=()), 0, 1).notes
-        == ()
-    )
+    assert len(found.notes) == 3
+    own = config(web, public_addresses=["192.0.2.1/24", "2001:db8::1/64"])
+    assert plan(own, host(addresses=()), 0, 1).notes == (FAST_PATH,)
 
 
 def test_broadcast_belongs_to_the_private_address() -> None:

@@ -171,13 +171,13 @@ def test_what_is_not_known_stays_as_it_is(kernel: Kernel) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 def test_segments_that_the_kernel_has_joined_are_changed_as_one(kernel: Kernel, version: int) -> None:
     network: Any = (IP if version == 4 else IPv6)(src=CLIENT[version], dst=VIP[version])
-    request = bytes(network / TCP(sport=1024, dport=80, flags="A") / Raw(bytes(9_000)))
+    request = bytes(network / TCP(sport=1024, dport=80, flags="A") / Raw(bytes(3_000)))
     decision, wanted = kernel.world.decide(request, HOOK_PREROUTING)
     assert kernel.run("ingress", request, segment=1_400) == (NEXT, decision.mark, wanted)
     reply = bytes(
         (IP if version == 4 else IPv6)(src=network_of(wanted).dst, dst=CLIENT[version])
         / TCP(sport=80, dport=1024, flags="A")
-        / Raw(bytes(9_000))
+        / Raw(bytes(3_000))
     )
     wanted = kernel.world.decide(reply, HOOK_POSTROUTING, mark=decision.mark)[1]
     leaves = LEAVES + decision.mark - VIP_MARK

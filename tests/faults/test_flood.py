@@ -62,7 +62,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def daemon(lab: Lab) -> Iterator[Daemon]:
     """All clients' packets go through one queue."""
-    daemon = lab.daemon(lab.config(workers=1))
+    daemon = lab.daemon(lab.config(workers=1, top='fast_path = "off"'))  # so that all of it is queued
     yield daemon
     daemon.stop()
 

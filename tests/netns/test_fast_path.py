@@ -347,17 +347,6 @@ def test_a_client_of_the_vip_may_speak_to_its_backend_directly_where_packets_are
         assert past_the_stack(daemon) > 10
 
 
-def test_a_redirected_packet_that_is_too_long_is_told_to_its_sender() -> None:
-    with redirected(Options(sources=4)) as (lab, daemon):
-        digest = lab.big_file(1)
-        for backend in lab.backends:
-            backend.namespace.ip("link set eth0 mtu 9000")
-        lab.balancer.ip("link set private mtu 9000")
-        for vip in VIPS:
-            assert digest_of_big(lab, vip) == digest
-        assert past_the_stack(daemon) > 10
-
-
 def ready(daemon: Daemon, times: int) -> bool:
     return daemon.log.count("event=ready") == times
 

@@ -18,7 +18,7 @@ FAR_MTU = 1300
 LISTEN = ("tcp", "udp/7", "udp/53", "icmp", *(f"udp/{port}" for port in range(33_434, 33_443)))
 
 
-@pytest.fixture(scope="module", params=["auto", "redirect", "off"])
+@pytest.fixture(scope="module", params=["auto", "redirect", pytest.param("off", marks=pytest.mark.long)])
 def far(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A router behind the balancer, and a link with a small MTU behind that; with each fast path."""
     with Lab(Options(sources=5, far_mtu=FAR_MTU)) as lab:

@@ -85,6 +85,17 @@ def plan(services: Services, host: Host) -> Plan:
     return Plan(tuple(changes), tuple(_notes(services, host)))
 
 
+def no_fast_path(config: Config) -> str:
+    """Why a configuration has no fast path; empty: it has one."""
+    if config.fast_path == "off":
+        return 'fast_path = "off"'
+    if not any(service.forwarding == "rewrite" for service in config.services):
+        return "no service is forwarded by rewriting"
+    if not config.network.public_interface or not config.network.private_interface:
+        return "network.public_interface and network.private_interface are not both named"
+    return ""
+
+
 def kept(services: Services, host: Host) -> tuple[Change, ...]:
     """What is put back when others undo it: the changes, and settings that were as they have to be already.
 
@@ -403,7 +414,7 @@ def _side(services: Services, host: Host, family: Family, forwarding: str) -> Si
             if any(address in network for network in networks) and address not in backends
         ),
         queue_target(services.queues),
-        tuple(_interfaces(config)) if config.fast_path != "off" and public and private else (),
+        () if no_fast_path(config) else tuple(_interfaces(config)),
         public if private and public != private else None,
         _narrow_mtu(config, host),
         any(link.mtu > LONGEST_PACKET + 3 for name, link in host.links.items() if name != "lo"),
@@ -477,15 +488,14 @@ def _notes(services: Services, host: Host) -> list[str]:
                 f"{network.public_interface} has only VIPs as IPv{family} addresses: of what backends start"
                 " themselves only queries to network.name_servers get an answer; see network.public_addresses"
             )
-    if config.fast_path != "off" and network.public_interface and network.private_interface:
+    if not no_fast_path(config):
         on = ", ".join(_interfaces(config))
         notes.append(f"the fast path: programs at tc ingress and egress of {on}, where the kernel has arenas")
-    if config.fast_path == "redirect":
-        between = f"{network.public_interface} and {network.private_interface}"
-        notes.append(
-            f'fast_path = "redirect": between {between} packets of known flows pass no FORWARD rules and no'
-            " conntrack: firewalls do not see them"
-        )
+        if config.fast_path == "redirect":
+            notes.append(
+                f'fast_path = "redirect": between {" and ".join(_interfaces(config))} packets of known flows'
+                " pass no FORWARD rules and no conntrack: firewalls do not see them"
+            )
     for mine in _vip_networks(config) if network.public_interface else ():
         found = "neighbours find them" if mine.version == 4 else "no neighbour finds them"
         notes.append(f"VIP {mine} is {mine.num_addresses:,} VIPs: {found}; have it routed to this host")

@@ -355,11 +355,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _redirects_between_two(self) -> Self:
-        network = self.network
-        if self.fast_path == "redirect" and (
-            not (network.public_interface and network.private_interface)
-            or network.public_interface == network.private_interface
-        ):
+        named = {self.network.public_interface, self.network.private_interface} - {None}
+        if self.fast_path == "redirect" and len(named) < 2:
             raise ValueError(
                 'fast_path: found "redirect", expected network.public_interface and'
                 " network.private_interface to name two interfaces: packets go from one to the other"

@@ -45,7 +45,7 @@ from loaded_mp.packet.reset import Step, step_of
 #: A packet with fewer hops left is answered by this machine.
 _HOPS = 2
 #: From name servers, what comes to a VIP may be an answer to what this machine asked under it.
-_DNS = 53
+DNS = 53
 _EXTRAORDINARY = int(Flag.ENDING | Flag.ENDED | Flag.RESET | Flag.HELD)
 
 
@@ -95,7 +95,7 @@ def decide(packet: Bytes, header: Header, longest: int, work: Work) -> Change:
     vip = vip_row(work.snapshot, ends.server)
     if vip < 0:
         return _reply(header, ends_of(packet, header, False), step, work)
-    if (header.protocol != TCP and header.end > longest) or ends.client_port == _DNS:
+    if (header.protocol != TCP and header.end > longest) or ends.client_port == DNS:
         return _stays(FastPathCounter.FOR_WORKERS)
     return _request(ends, vip, step, work)
 

@@ -57,7 +57,6 @@ class FastPath:
         """
         self._wanted = tuple(dict.fromkeys(wanted))
         self._names = [name for name in _DIRECTIONS if redirects or name != "redirect"]
-        self.redirects = redirects
         self._programs: dict[str, int] = {}
         self._links: dict[tuple[str, str], int] = {}
         self._earlier = list(links)
@@ -93,18 +92,18 @@ class FastPath:
         """See the packets of all wanted interfaces that are there; to be called again and again."""
         if not self._programs:
             return
-        faults, mtus = [], [_LONGEST]
+        faults, mtus, indices = [], [_LONGEST], []
         for name in self._wanted:
             try:
                 mtus.append(_mtu(name))
+                indices.append(socket.if_nametoindex(name))
                 for program in self._names:
-                    self._attach(name, program)
+                    self._attach(name, indices[-1], program)
             except OSError as error:
                 faults.append(f"{name}: {error.strerror}")
         memory.kernel_settings[KernelSetting.LONGEST] = min(mtus)
-        memory.kernel_settings[[KernelSetting.PUBLIC, KernelSetting.PRIVATE]] = (
-            [socket.if_nametoindex(name) for name in (self._wanted[0], self._wanted[-1])] if not faults else 0
-        )
+        both = (0, 0) if faults else (indices[0], indices[-1])
+        memory.kernel_settings[[KernelSetting.PUBLIC, KernelSetting.PRIVATE]] = both
         self.why_not = "; ".join(faults)
 
     def stop_requests(self) -> None:
@@ -117,6 +116,7 @@ class FastPath:
 
     def stop(self) -> None:
         """See no packets any more."""
+        self.stop_requests()
         for (name, program), link in list(self._links.items()):
             self._let_go(name, program, link)
         for descriptor in self._programs.values():
@@ -138,8 +138,7 @@ class FastPath:
             os.close(link)
         self._earlier = []
 
-    def _attach(self, name: str, program: str) -> None:
-        index = socket.if_nametoindex(name)
+    def _attach(self, name: str, index: int, program: str) -> None:
         link = self._links.get((name, program))
         if link is not None:
             there = link_of(link)

@@ -21,13 +21,13 @@ from loaded_mp.fastpath.kernel import (
 )
 from loaded_mp.fastpath.layout import field_of, offset_of
 from loaded_mp.flows.table import FlowTable
-from loaded_mp.memory.shared import KernelSetting
+from loaded_mp.memory.shared import MAX_CORES, KernelSetting
 from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.packet.checksum import adjust, change, change16, fold, read16
 from loaded_mp.packet.header import ICMP, KIND_PORTS, UDP, Header
 
 # include/uapi/linux/bpf.h
-core_of_this = helper(8, 0)
+_core = helper(8, 0)
 _store_bytes = helper(9, 5)
 _l4_csum_replace = helper(11, 5)
 load_bytes = helper(26, 4)
@@ -92,7 +92,12 @@ _counted, _backends = (shared_field(name) for name in ("kernel_counted", "kernel
 
 @compiled
 def read(skb: int, packet: Bytes) -> int:
-    """Copy the beginning of an IP packet for this machine; its length, or 0 if it is none."""
+    """Copy the beginning of an IP packet for this machine, and return its length.
+
+    0: it is none, or this core has no rows.
+    """
+    if _core() >= MAX_CORES:
+        return 0
     protocol = context_word(skb, _PROTOCOL)
     if protocol not in (_IPV4, _IPV6) or context_word(skb, _VLAN_PRESENT) or context_word(skb, _PKT_TYPE):
         return 0
@@ -103,8 +108,9 @@ def read(skb: int, packet: Bytes) -> int:
 
 
 @compiled
-def work_of(core: int) -> Work:
-    """As a worker's, with rows of a core."""
+def work_of() -> Work:
+    """As a worker's, with the rows of this core."""
+    core = _core()
     a = signed(_generation(0)[0] & _ONE) * _APART
     snapshot = Snapshot(
         _seeds(a),

@@ -13,10 +13,10 @@ from loaded_mp.datapath.lookup import address_row, answers, ends_of
 from loaded_mp.datapath.work import Work
 from loaded_mp.fastpath.decide import decide, plain
 from loaded_mp.fastpath.kernel import context_word, helper, scratch, set_context_word
-from loaded_mp.fastpath.packet import MARK, End, core_of_this, put, read, settings, window, work_of
+from loaded_mp.fastpath.packet import MARK, End, put, read, settings, window, work_of
 from loaded_mp.memory.counters import FastPathCounter
 from loaded_mp.memory.marks import LEAVES, LEAVES_MASK
-from loaded_mp.memory.shared import MAX_CORES, KernelSetting
+from loaded_mp.memory.shared import KernelSetting
 from loaded_mp.memory.snapshot import PortColumn
 from loaded_mp.packet.address import address_length, destination_at, source_at
 from loaded_mp.packet.header import TCP
@@ -42,10 +42,9 @@ def ingress(skb: int) -> int:
     set_context_word(skb, TOLD, 0)
     packet = window()
     length = read(skb, packet)
-    core = core_of_this()
-    if length == 0 or core >= MAX_CORES:
+    if length == 0:
         return NEXT
-    work = work_of(core)
+    work = work_of()
     header = plain(packet, length)
     change = decide(packet, header, settings(0)[KernelSetting.LONGEST], work)
     way = change.way
@@ -87,10 +86,9 @@ def egress(skb: int) -> int:
         return NEXT
     packet = window()
     length = read(skb, packet)
-    core = core_of_this()
-    if length == 0 or core >= MAX_CORES:
+    if length == 0:
         return _SHOT
-    work = work_of(core)
+    work = work_of()
     if _leave(skb, packet, length, mark & ~LEAVES_MASK, work):
         return NEXT
     work.counted[FastPathCounter.GONE] += _ONE

@@ -13,13 +13,12 @@ from loaded_mp.compiled import Bytes, compiled, signed
 from loaded_mp.datapath.counting import count_to_client, count_words
 from loaded_mp.datapath.lookup import address_row, as_client_asks, ends_of
 from loaded_mp.datapath.work import Work
-from loaded_mp.fastpath.decide import plain
+from loaded_mp.fastpath.decide import DNS, plain
 from loaded_mp.fastpath.direct import connection_of, note, noted
 from loaded_mp.fastpath.kernel import context_word, helper, scratch
 from loaded_mp.fastpath.packet import (
     ETHERNET,
     End,
-    core_of_this,
     load_bytes,
     put,
     read,
@@ -32,7 +31,7 @@ from loaded_mp.fastpath.packet import (
 )
 from loaded_mp.fastpath.program import NEXT, TELLS, TOLD, TOLD_BACKEND
 from loaded_mp.memory.counters import FastPathCounter
-from loaded_mp.memory.shared import MAX_CORES, KernelSetting
+from loaded_mp.memory.shared import KernelSetting
 from loaded_mp.memory.snapshot import Flag
 from loaded_mp.packet.address import address_length, source_at
 from loaded_mp.packet.checksum import read16
@@ -54,7 +53,6 @@ _AF_INET, _AF_INET6 = 2, 10
 _IFINDEX, _GSO_SIZE = 40, 176
 
 _UDP_HEADER = 8
-_DNS = 53
 _ECHO_REPLY, _ECHO_REPLY6 = 0, 129  # RFC 792; RFC 4443, 4.2
 #: Services of whose backends a packet alone does not say which VIP it will come from, if from any.
 _UNSURE = int(Flag.SEVERAL | Flag.ANYTHING)
@@ -71,10 +69,9 @@ def redirect(skb: int) -> int:
         return NEXT
     packet, hop = window(), _hop()
     length = read(skb, packet)
-    core = core_of_this()
-    if length == 0 or core >= MAX_CORES:
+    if length == 0:
         return NEXT
-    work = work_of(core)
+    work = work_of()
     header = plain(packet, length)
     if header.reason != Reason.OK:
         return NEXT
@@ -113,7 +110,7 @@ def _may_answer(packet: Bytes, header: Header) -> bool:
         return signed(packet[header.upper]) in (_ECHO_REPLY, _ECHO_REPLY6)
     if header.protocol == TCP:
         return bool(step_of(packet, header) != Step.BEGINS)
-    return read16(packet, header.upper + 2) != _DNS
+    return read16(packet, header.upper + 2) != DNS
 
 
 @compiled
@@ -129,13 +126,15 @@ def _leave(skb: int, packet: Bytes, header: Header, backend: int, work: Work) ->
     """Let a reply come from the VIP of its backend's service; False: nothing was changed."""
     snapshot = work.snapshot
     vip = signed(snapshot.backend_vips[backend])
+    if vip < 0:  # it was taken away since `ingress` looked
+        return False
     asked = as_client_asks(snapshot, backend, header, ends_of(packet, header, False))
     address = snapshot.vip_bytes[vip, : address_length(header.version)]
     end = End(source_at(header.version, 0), header.upper)
-    count_words(work, backend, packet, header)
     if not put(skb, packet, header, end, address, asked.service_port):
         return False
     count_to_client(work, backend, header)
+    count_words(work, backend, packet, header)
     return True
 
 

@@ -70,7 +70,7 @@ class FastPathCounter(Counter):
     FOR_WORKERS = 5, "Packets for a service or from a backend of which only a worker knows what to do."
     UNCHANGED = 6, "Requests that the kernel did not let the fast path change."
     GONE = 7, "Replies that were dropped as their backend or VIP was taken away at that moment."
-    REDIRECTED = 8, "Of both, packets that went past the firewall's FORWARD rules and conntrack."
+    REDIRECTED = 8, "Packets to backends and to clients that went past FORWARD rules and conntrack."
 
 
 def columns(counters: type[IntEnum]) -> int:

@@ -130,7 +130,7 @@ class Flag(IntEnum):
     KEEP_UDP = 64
     KEEP_OTHER = 128
     HELD = 256  #: what is under way is dropped: its service goes over to another way of forwarding
-    ANYTHING = 512  #: over UDP it need not be a reply what it sends from a port on which its service listens
+    ANYTHING = 512  #: it may begin something over UDP from where its service listens: that is no reply
 
 
 class Snapshot(NamedTuple):

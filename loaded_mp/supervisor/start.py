@@ -10,6 +10,7 @@ from loaded_mp.datapath.slices import ask_for_short_slices
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory, fresh_memory
 from loaded_mp.network import setup
+from loaded_mp.plan import no_fast_path
 from loaded_mp.services import worker_count
 from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.handover import Inherited, let_go
@@ -36,7 +37,7 @@ async def clear_up(handed: Inherited | None) -> None:
 def memory_for(config: Config) -> tuple[SharedMemory, int, str]:
     """Fresh memory, its descriptor, and why the fast path cannot use it; empty: it can. Raises OSError."""
     workers = worker_count(config)
-    if not (why_not := _not_wanted(config)):
+    if not (why_not := no_fast_path(config)):
         try:
             return *fresh_memory(config.flows, workers, in_kernel=True), ""
         except OSError as error:
@@ -46,19 +47,9 @@ def memory_for(config: Config) -> tuple[SharedMemory, int, str]:
 
 def why_not_in(memory: int, config: Config) -> str:
     """Why the fast path cannot use memory that another daemon has left, by its descriptor."""
-    if why_not := _not_wanted(config):
+    if why_not := no_fast_path(config):
         return why_not
     return "" if arena_of(memory) else "the memory was made without it; stop and start, not restart"
-
-
-def _not_wanted(config: Config) -> str:
-    if config.fast_path == "off":
-        return 'fast_path = "off"'
-    if not any(service.forwarding == "rewrite" for service in config.services):
-        return "no service is forwarded by rewriting"
-    if not config.network.public_interface or not config.network.private_interface:
-        return "network.public_interface and network.private_interface are not both named"
-    return ""
 
 
 def prepare_code(memory: SharedMemory) -> None:

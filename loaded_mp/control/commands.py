@@ -36,11 +36,11 @@ class CommandError(Exception):
 class Daemon(typing.Protocol):
     """What the commands need of the daemon."""
 
-    def status(self, service: str | None = None) -> Status: ...
+    async def status(self, service: str | None = None) -> Status: ...
 
-    def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]: ...
+    async def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]: ...
 
-    def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]: ...
+    async def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]: ...
 
     def checks_of(self, backend: str | None, service: str | None) -> list[CheckStatus]: ...
 
@@ -88,25 +88,25 @@ class Commands:
 
     async def status(self, service: str | None = None) -> Status:
         """What the daemon says of itself; with `service` only of that one."""
-        return self._daemon.status(service)
+        return await self._daemon.status(service)
 
     async def drain(self, backend: str, service: str | None = None) -> list[ServiceStatus]:
         """Give a backend no new flows; those that it has stay. What it is now, as in `status`."""
-        return self._daemon.want(Wanted.DRAIN, backend, service)
+        return await self._daemon.want(Wanted.DRAIN, backend, service)
 
     async def maintenance(self, backend: str, service: str | None = None) -> list[ServiceStatus]:
         """Send nothing to a backend: its flows move at their next packet. What it is now, as in `status`."""
-        return self._daemon.want(Wanted.MAINTENANCE, backend, service)
+        return await self._daemon.want(Wanted.MAINTENANCE, backend, service)
 
     async def ready(self, backend: str, service: str | None = None) -> list[ServiceStatus]:
         """End `drain` and `maintenance` of a backend. What it is now, as in `status`."""
-        return self._daemon.want(Wanted.READY, backend, service)
+        return await self._daemon.want(Wanted.READY, backend, service)
 
     async def weight(
         self, backend: str, weight: Weight | None = None, service: str | None = None
     ) -> list[ServiceStatus]:
         """Give a backend another weight than the configured one, or that again. What it is now."""
-        return self._daemon.weigh(weight, backend, service)
+        return await self._daemon.weigh(weight, backend, service)
 
     async def checks(self, backend: str | None = None, service: str | None = None) -> list[CheckStatus]:
         """What checks found the last time: of all backends, or of one."""

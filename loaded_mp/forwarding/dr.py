@@ -60,7 +60,11 @@ def _left(side: Side) -> Iterator[str]:
 
 
 def _sending(side: Side) -> Iterator[Chain]:
-    """TEE takes one from the TTL without looking, so what has none left is dropped before."""
+    """TEE takes one from the TTL without looking, so what has none left is dropped before.
+
+    What is decided comes to the beginning of PREROUTING once more: a rule of others that stood before these
+    chains could mark it anew, and it would be queued for ever.
+    """
     why = "packets whose backend is decided"
     for group in groups(side.backends):
         rules = ["-i lo -j RETURN", f"{ttl('eq 0', side.family)} -j DROP"]
@@ -68,7 +72,8 @@ def _sending(side: Side) -> Iterator[Chain]:
             marked = f"-m mark --mark {BACKEND + backend:#x}"
             rules += [f"{marked} -j TEE --gateway {endpoint.ip}", f"{marked} -j DROP"]
         match = f"-m mark --mark {group.mark}"
-        yield Chain("raw", "PREROUTING", f"LOADED-DR-{group.number}", tuple(rules), why, match)
+        name = f"LOADED-DR-{group.number}"
+        yield Chain("raw", "PREROUTING", name, tuple(rules), why, match, first=True)
 
 
 def _requests(side: Side) -> Iterator[str]:

@@ -89,6 +89,7 @@ class Chain(NamedTuple):
     why: str
     match: str = ""
     last: bool = False
+    first: bool = False
 
 
 class Forwarding(ABC):

@@ -60,7 +60,8 @@ class Lab:
         self.options = options or Options()
         self._prefix = new_prefix()
         self._stack = contextlib.ExitStack()
-        self._daemons = itertools.count()
+        self._numbers = itertools.count()
+        self._daemons: list[Daemon] = []
         self._captures = itertools.count()
         self._others = itertools.count()
         self._namespaces: list[Namespace] = []
@@ -293,8 +294,7 @@ class Lab:
 
     def daemon(self, config: str, *flags: str) -> Daemon:
         """Start loaded-mp with this TOML and wait until it serves; it ends with the lab at the latest."""
-        number = next(self._daemons)
-        path = self.folder / f"loaded-mp-{number}.toml"
+        path = self.folder / f"loaded-mp-{next(self._numbers)}.toml"
         path.write_text(config)
         return self.start_daemon("-c", str(path), *flags).ready()
 
@@ -304,9 +304,16 @@ class Lab:
 
     def start_daemon_by(self, *command: str) -> Daemon:
         """Start loaded-mp by a command that becomes it, without waiting."""
-        log = self.folder / f"daemon-{next(self._daemons)}.log"
+        log = self.folder / f"daemon-{next(self._numbers)}.log"
         output: IO[str] = self._stack.enter_context(log.open("w"))
-        return Daemon(self.balancer, log, self.balancer.start(*command, output=output))
+        self._daemons.append(Daemon(self.balancer, log, self.balancer.start(*command, output=output)))
+        return self._daemons[-1]
+
+    def stop_daemons(self) -> None:
+        """Stop those that still run, however they end: another one can start."""
+        while self._daemons:
+            with contextlib.suppress(RuntimeError):
+                self._daemons.pop().stop()
 
     def answers(self, kind: str, vip: str, each: int, sources: Sequence[str]) -> dict[str, list[str]]:
         """Who answered `each` requests ("http" or "dns") from every source; errors begin with "error"."""

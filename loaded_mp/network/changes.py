@@ -180,6 +180,7 @@ class AddChain(_Change):
     name: str
     rules: tuple[str, ...]
     last: bool = False  #: whether rules of others that are there come before it
+    first: bool = False  #: whether it stays before rules of others that come later
 
     @property
     def tool(self) -> str:
@@ -199,14 +200,14 @@ class AddChain(_Change):
     def text(self, jump: bool) -> str:
         """Input of iptables-restore --noflush: the chain with exactly these rules, in one transaction.
 
-        `jump`: whether it has to be put. One that is the last is put anew, as others may have come.
+        `jump`: whether it has to be put. One with a place of its own is put anew, as others may have come.
         """
         rules = [f"-A {self.name} {rule}" for rule in self.rules]
-        if self.last:
-            rules += [] if jump else [f"-D {self.hook} {self.jump}"]
-            rules.append(f"-A {self.hook} {self.jump}")
-        elif jump:
-            rules.append(f"-I {self.hook} 1 {self.jump}")
+        if (self.first or self.last) and not jump:
+            rules.append(f"-D {self.hook} {self.jump}")
+            jump = True
+        if jump:
+            rules.append(f"{f'-A {self.hook}' if self.last else f'-I {self.hook} 1'} {self.jump}")
         return "\n".join([f"*{self.table}", f":{self.name} - [0:0]", *rules, "COMMIT", ""])
 
     @property

@@ -1,5 +1,6 @@
 """Whether the changes that were made to this machine still hold."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -82,15 +83,17 @@ class Presence:
     def _missing(self, chain: AddChain, lines: Sequence[str]) -> str:
         """What of a chain is missing; an empty string if it is as we made it.
 
-        Where the jump stands is not looked at: others may put rules of theirs in front of it.
+        Others may put rules of theirs in front of the jump, unless it has to be the first one.
         """
         rules = tuple(line for line in lines if line.startswith(f"-A {chain.name} "))
         if len(rules) != len(chain.rules) or self._written.setdefault(chain.command, rules) != rules:
             return f"rules of {chain.thing}"
-        if not any(
-            line.startswith(f"-A {chain.hook} ") and line.endswith(f" -j {chain.name}") for line in lines
-        ):
+        hook = [line for line in lines if line.startswith(f"-A {chain.hook} ")]
+        if not any(line.endswith(f" -j {chain.name}") for line in hook):
             return f"jump to {chain.thing}"
+        before = itertools.takewhile(lambda line: not line.endswith(f" -j {chain.name}"), hook)
+        if chain.first and any(" -j LOADED-" not in line for line in before):
+            return f"place of the jump to {chain.thing}"
         return ""
 
 

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: Between two steps of weights that rise.
 _RISE_S = 1.0
+#: Who asks for the state waits no longer for it to hold: a worker that hangs keeps it from that.
+_SETTLED_S = 1.0
 
 
 class Changes:
@@ -27,13 +29,22 @@ class Changes:
         self._backends = backends
         self._publisher = publisher
         self._told = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._forgetting = asyncio.Lock()
         self._gone: set[int] = set()  #: backends whose connections are to be forgotten
 
     def tell(self, *gone: int) -> None:
         """Something has changed; connections to the backends with these ids are over."""
         self._gone.update(gone)
+        self._settled.clear()
         self._told.set()
+
+    async def settled(self) -> None:
+        """Wait until what was told holds for the next packet, for a bounded time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLED_S):
+                await self._settled.wait()
 
     async def run(self) -> None:
         """Publish what was told, until cancelled."""
@@ -41,6 +52,8 @@ class Changes:
             await self._told.wait()
             self._told.clear()
             await self._publisher.publish(self._backends.fill)
+            if not self._told.is_set():
+                self._settled.set()
             self._backends.note()
             await self.forget_connections(())
 

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ class Daemon:
         )
         await stack.enter_async_context(serve_control(control, Commands(self), self._config.control_group))
         if scrapes:
-            await stack.enter_async_context(serve_metrics(scrapes, self.status))
+            await stack.enter_async_context(serve_metrics(scrapes, partial(self._report.status, None)))
 
     async def _work(self, children: Children) -> None:
         """Do everything that goes on until the daemon is to stop."""
@@ -334,18 +335,23 @@ class Daemon:
             self._hangup.clear()
             await self.reload()
 
-    def status(self, service: str | None = None) -> Status:
+    async def status(self, service: str | None = None) -> Status:
         """What the daemon says of itself, once it runs. Raises CommandError if there is no such service."""
+        await self.changes.settled()
         self.steering.within(service)
         return self._report.status(service)
 
-    def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]:
+    async def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]:
         """Want this of a backend; what it is now. Raises CommandError if it is not clear which one."""
-        return self._report.services(self.steering.want(wanted, backend, service))
+        return await self._steered(self.steering.want(wanted, backend, service))
 
-    def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]:
+    async def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]:
         """Give a backend another weight; None: the configured one. What it is now. Raises CommandError."""
-        return self._report.services(self.steering.weigh(weight, backend, service))
+        return await self._steered(self.steering.weigh(weight, backend, service))
+
+    async def _steered(self, numbers: list[int]) -> list[ServiceStatus]:
+        await self.changes.settled()
+        return self._report.services(numbers)
 
     def checks_of(self, backend: str | None, service: str | None) -> list[CheckStatus]:
         """What checks found the last time. Raises CommandError."""

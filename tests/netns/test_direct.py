@@ -90,11 +90,11 @@ def test_every_byte_arrives_both_ways_and_a_narrow_way_is_told(
 
 
 def test_what_the_operators_rules_mark_goes_by_the_mark(lab: Lab, daemon: Daemon, way: str) -> None:
-    """What is decided comes to the rule once more, and has to keep the mark that it has then."""
+    """Also where a rule that comes later would mark what is decided."""
     daemon.reload(config(lab, WAYS[way] + 'listen = ["mark/7"]'))
     for vip, tool in zip(VIPS, ("iptables", "ip6tables"), strict=True):
         marked, other = lab.sources(vip)[:2]
-        rule = f"PREROUTING -s {marked} -p tcp --dport 80 -m mark --mark 0 -j MARK --set-mark 7"
+        rule = f"PREROUTING -s {marked} -p tcp --dport 80 -j MARK --set-mark 7"
         lab.balancer.run(tool, "-t", "raw", "-I", *rule.split())
         (names,) = lab.answers("http", vip, 3, [marked]).values()
         assert len(set(names)) == 1

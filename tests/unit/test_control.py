@@ -55,7 +55,7 @@ class Daemon:
         self._mistakes = [*mistakes]
         self.asked: list[tuple[object, ...]] = []
 
-    def status(self, service: str | None = None) -> Status:
+    async def status(self, service: str | None = None) -> Status:
         return STATUS
 
     async def reload(self, dry_run: bool) -> Outcome:
@@ -73,13 +73,13 @@ class Daemon:
     def unsaved(self) -> Unsaved:
         return UNSAVED
 
-    def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]:
+    async def want(self, wanted: Wanted, backend: str, service: str | None) -> list[ServiceStatus]:
         if backend != "web1":
             raise CommandError(f"there is no backend {backend!r}; there are: web1 (web, 10.0.0.1)")
         self.asked.append((wanted, backend, service))
         return [*STATUS.services]
 
-    def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]:
+    async def weigh(self, weight: int | None, backend: str, service: str | None) -> list[ServiceStatus]:
         self.asked.append((weight, backend, service))
         return [*STATUS.services]
 

@@ -684,6 +684,8 @@ def test_what_is_sent_directly_passes_the_rules_once_more_with_its_mark() -> Non
         "-m mark --mark 0x4c4d0007 -j DROP",
     ]
     matches = {each.name: each.match for each in found.changes if isinstance(each, AddChain)}
+    first = {each.name for each in found.changes if isinstance(each, AddChain) and each.first}
+    assert first == {"LOADED-DR-0", "LOADED-DR-1"}
     assert matches["LOADED-DR-0"] == "-m mark --mark 0x4c4d0000/0xffffffe0"
     assert matches["LOADED-DR-1"] == "-m mark --mark 0x4c4d0020/0xffffffe0"
     assert "-m mark --mark 0x4c4d0028 -j TEE --gateway 10.0.0.2" in rules(found, 4, "LOADED-DR-1")

@@ -109,6 +109,16 @@ def test_rules(machine: Machine, line: int, other: str, missing: str) -> None:
     assert presence.look(WANTED).lost == {CHAIN: missing}
 
 
+def test_a_jump_that_has_to_be_the_first_one_is_put_there_anew(machine: Machine) -> None:
+    chain = CHAIN.model_copy(update={"first": True})
+    assert Presence().look([chain]).lost == {chain: "place of the jump to LOADED-PREROUTING in iptables raw"}
+    machine.rules[0] = "-A PREROUTING -m mark --mark 0x7 -j LOADED-OTHER"
+    assert not Presence().look([chain]).lost
+    place = ["-D PREROUTING -j LOADED-PREROUTING", "-I PREROUTING 1 -j LOADED-PREROUTING", "COMMIT"]
+    assert chain.text(jump=False).splitlines()[-3:] == place
+    assert chain.text(jump=True).splitlines()[-2:] == place[-2:]
+
+
 def mend(drift: Drift) -> None:
     asyncio.run(drift._mend())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from loaded_mp.cli.options import EXIT_BAD_CONFIGURATION
+from loaded_mp.cli.outcome import EXIT_BAD_CONFIGURATION
 from loaded_mp.config.errors import ConfigError, Mistake
 from loaded_mp.config.file import MAX_FILE_BYTES, read_file
 from loaded_mp.importing import found_in

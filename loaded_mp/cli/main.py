@@ -2,14 +2,13 @@
 
 import importlib
 import sys
+from typing import Any
 
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem, get_completion_class
 
 from loaded_mp import __version__
-from loaded_mp.cli.options import load_or_exit, source_options
-from loaded_mp.config.source import Source
 
 #: Subcommand -> what `--help` says of it. Each is `command` in the module of its name.
 _COMMANDS = {
@@ -44,7 +43,19 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Loads a subcommand's module only when it is used: `--help` is quick, and nothing compiles."""
+    """Loads a subcommand's module only when it is used, and then not what a start needs: that takes long."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = bool(args) and args[0] in _COMMANDS
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        if ctx.obj:
+            return params
+        from loaded_mp.cli.options import source_parameters  # noqa: PLC0415
+
+        return [*source_parameters(), *params]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -72,12 +83,11 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@source_options
 @click.option("-D", "debug", is_flag=True, help="Log everything; stays in the foreground, as always.")
 @click.option("--network-setup/--no-network-setup", default=True, help="Set this host up, or leave it alone.")
 @click.version_option(__version__, prog_name="loaded-mp")
 @click.pass_context
-def main(context: click.Context, source: Source, debug: bool, network_setup: bool) -> None:
+def main(context: click.Context, /, debug: bool, network_setup: bool, **values: Any) -> None:
     """A load balancer for Linux that runs in userspace and keeps up with the kernel.
 
     Without a command it runs in the foreground until SIGTERM or Ctrl-C; SIGHUP reloads the configuration.
@@ -106,8 +116,11 @@ def main(context: click.Context, source: Source, debug: bool, network_setup: boo
                 f"options belong behind the command: loaded-mp {context.invoked_subcommand} ..."
             )
         return
+    from loaded_mp.cli.options import load_or_exit, source_of  # noqa: PLC0415
+
+    source = source_of(values)
     config = load_or_exit(source)
-    from loaded_mp.cli.run import run  # noqa: PLC0415 (numba takes its time, and --help need not wait)
+    from loaded_mp.cli.run import run  # noqa: PLC0415 (numba takes its time, and a mistake need not wait)
 
     sys.exit(run(source, config, network_setup=network_setup, debug=debug))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from loaded_mp.cli.outcome import EXIT_BAD_CONFIGURATION
 from loaded_mp.config.classic import Family
 from loaded_mp.config.errors import ConfigError
 from loaded_mp.config.model import Config
@@ -15,7 +16,6 @@ from loaded_mp.config.source import DEFAULT_FILES, Source
 from loaded_mp.forwarding import FORWARDINGS
 
 DEFAULT_FILE = DEFAULT_FILES[4]
-EXIT_BAD_CONFIGURATION = 2
 
 _WRITERS = "; ".join(f"{name}: {forwarding.who}" for name, forwarding in FORWARDINGS.items())
 
@@ -55,7 +55,7 @@ _OVERRIDES = {
 }
 
 
-def _source(values: dict[str, Any]) -> Source:
+def source_of(values: dict[str, Any]) -> Source:
     """Take the options above out of a command's parameters."""
     overrides = tuple(
         (name, value, flag) for name, flag in _OVERRIDES.items() if (value := values.pop(name)) is not None
@@ -95,12 +95,17 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def with_source(*arguments: Any, **values: Any) -> Any:
-        return function(*arguments, source=_source(values), **values)
+        return function(*arguments, source=source_of(values), **values)
 
     wrapped: Callable[..., Any] = with_source
     for option in reversed(_OPTIONS):
         wrapped = option(wrapped)
     return wrapped
+
+
+def source_parameters() -> list[click.Parameter]:
+    """The same options, for a command that loads them late."""
+    return click.command()(source_options(lambda **_: None)).params
 
 
 def configuration_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,8 @@ import click
 from loaded_mp.cli.asking import slow_answer_to
 from loaded_mp.status import Outcome
 
+EXIT_BAD_CONFIGURATION = 2
+
 
 def change(command: str, /, **arguments: object) -> Outcome:
     """What came of a command, however long it takes; a daemon that does not answer ends the process."""

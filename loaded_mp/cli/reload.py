@@ -2,8 +2,7 @@
 
 import click
 
-from loaded_mp.cli.options import EXIT_BAD_CONFIGURATION
-from loaded_mp.cli.outcome import change, show
+from loaded_mp.cli.outcome import EXIT_BAD_CONFIGURATION, change, show
 
 
 @click.command("reload")

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from loaded_mp.cli.asking import answer_to
-from loaded_mp.cli.ipvsadm import ipvsadm
 from loaded_mp.cli.table import duration, named, narrowed, services_text
 from loaded_mp.network.tracking import FULL_PERCENT
 from loaded_mp.packet.reasons import Reason
@@ -48,6 +47,8 @@ def command(service: str | None, backend: str, idle: bool, as_json: bool, as_ipv
     if as_json:
         click.echo(now.model_dump_json(indent=2))
     elif as_ipvsadm:
+        from loaded_mp.cli.ipvsadm import ipvsadm  # noqa: PLC0415 (it needs the schedulers, and these numpy)
+
         click.echo("\n".join(ipvsadm(now)))
     else:
         show(a_console(), now)

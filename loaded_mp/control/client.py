@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from loaded_mp.control.address import ALLOWED_USER, LONG_TIMEOUT_S, TIMEOUT_S, control_path, lock_path
-from loaded_mp.status import Status
 
 Answer = TypeVar("Answer")
 #: So long a command waits for a daemon that is restarting.
@@ -65,9 +64,9 @@ def ask_for_long(
     return _understood(_post(f"/{command}", to_json(arguments), say=say), answer_type)
 
 
-def status_of(namespace: str) -> Status:
-    """What the daemon of the network namespace at a path says of itself. Raises ControlError."""
-    return _understood(_post("/status", b"", namespace), Status)
+def ask_in(namespace: str, command: str, answer_type: type[Answer], /, **arguments: object) -> Answer:
+    """As `ask`, of the daemon of the network namespace at a path."""
+    return _understood(_post(f"/{command}", to_json(arguments), namespace), answer_type)
 
 
 def is_running() -> bool:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from loaded_mp.control.client import ControlError, status_of
+from loaded_mp.control.client import Answer, ControlError, ask_in
 from loaded_mp.lab.namespace import Namespace
 from loaded_mp.lab.wait import wait_until
 from loaded_mp.status import BackendStatus, Status
@@ -39,15 +39,19 @@ class Daemon:
         self._compiled_in_time()
         return self
 
-    def status(self) -> Status:
-        """What it says of itself; asked from here, as a process for each question takes its time.
+    def ask(self, command: str, answer_type: type[Answer], /, **arguments: object) -> Answer:
+        """What it answers to a command; asked from here, as a process for each question takes its time.
 
         Raises RuntimeError if it does not answer.
         """
         try:
-            return status_of(f"/run/netns/{self._namespace.name}")
+            return ask_in(f"/run/netns/{self._namespace.name}", command, answer_type, **arguments)
         except ControlError as error:
             raise RuntimeError(f"{error}\n{self.log}") from error
+
+    def status(self) -> Status:
+        """What it says of itself."""
+        return self.ask("status", Status)
 
     def backends(self) -> dict[str, BackendStatus]:
         """The status of each backend by its address."""

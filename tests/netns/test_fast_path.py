@@ -180,7 +180,7 @@ def test_reloads_hold_for_the_next_packet() -> None:
         other = fetch(lab, f"http://{VIPS[0]}/", source).strip()
         assert other != name
         for turn in range(20):
-            lab.balancer.run(loaded_mp(), "weight", other, str(turn + 1), "--service", "web")
+            daemon.ask("weight", list, backend=other, service="web", weight=turn + 1)
             assert fetch(lab, f"http://{VIPS[0]}/", source).strip() == other
         assert repeated(daemon) > 0
 

@@ -17,6 +17,8 @@ from aiohttp import web
 from loaded_mp import accepting
 from loaded_mp.accepting import serve_http
 
+pytestmark = pytest.mark.uncompiled
+
 DEADLINE_S = 10.0
 MOST = 4
 REQUEST = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -26,6 +26,8 @@ from loaded_mp.checks.check import Check, Finding
 from loaded_mp.checks.runner import Runner, Target
 from loaded_mp.fields import Address, Endpoint
 
+pytestmark = pytest.mark.uncompiled
+
 DEADLINE_S = 10
 LOOPBACK: dict[int, Address] = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
 both = pytest.mark.parametrize("version", [4, 6])

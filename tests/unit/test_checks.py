@@ -31,6 +31,8 @@ from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.handover import Adopted, read_state
 from loaded_mp.supervisor.state import BackendState, Change
 
+pytestmark = pytest.mark.uncompiled
+
 DEADLINE_S = 10
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 both = pytest.mark.parametrize("version", [4, 6])

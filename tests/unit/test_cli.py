@@ -16,6 +16,8 @@ from loaded_mp.config.model import Config
 from loaded_mp.config.source import Source
 from loaded_mp.config.toml import parse_toml, read_toml
 
+pytestmark = pytest.mark.uncompiled
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FLAGS = ("--vip", "192.0.2.10", "--backend", "10.0.0.1", "--backend", "10.0.0.2,weight=3")
 CLASSIC = "VIP4=192.0.2.10\nserver4=10.0.0.1\nport_alive=80\n"

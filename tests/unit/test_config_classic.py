@@ -13,6 +13,8 @@ from loaded_mp.config.model import Config, Discovery
 from loaded_mp.config.source import Source
 from loaded_mp.config.toml import parse_toml, to_toml
 
+pytestmark = pytest.mark.uncompiled
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GOOD = """\
 #!/bin/sh

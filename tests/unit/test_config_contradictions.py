@@ -8,6 +8,8 @@ import pytest
 from loaded_mp.config.draft import Draft
 from loaded_mp.config.errors import ConfigError
 
+pytestmark = pytest.mark.uncompiled
+
 
 def service(name: str = "a", vips: Any = ("192.0.2.10",), backends: Any = ("10.0.0.1",), **more: Any) -> Any:
     listed = [{"address": each} if isinstance(each, str) else each for each in backends]

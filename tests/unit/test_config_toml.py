@@ -17,6 +17,8 @@ from loaded_mp.config.model import Backend, Config, Discovery, NetworkSetup, Obs
 from loaded_mp.config.toml import parse_toml, read_toml, to_toml
 from loaded_mp.fields import Listener
 
+pytestmark = pytest.mark.uncompiled
+
 EXAMPLE = Path(__file__).parents[2] / "deploy/loaded-mp.toml"
 GOOD = """
 workers = 4

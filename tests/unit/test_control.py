@@ -37,6 +37,8 @@ from loaded_mp.status import (
     Wanted,
 )
 
+pytestmark = pytest.mark.uncompiled
+
 Result = TypeVar("Result")
 
 

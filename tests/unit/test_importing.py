@@ -20,6 +20,8 @@ from loaded_mp.importing import READERS, found_in
 from loaded_mp.importing.writer import Imported, written
 from loaded_mp.schedulers import SCHEDULERS
 
+pytestmark = pytest.mark.uncompiled
+
 EXAMPLES = Path(__file__).parent / "importing"
 #: Of the distributions of keepalived and HAProxy, where they are installed.
 INSTALLED = sorted(

@@ -10,8 +10,6 @@ from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
 
-pytestmark = pytest.mark.alone
-
 #: Between two answers to a client that connects anew all the time, on a busy machine.
 SERVED_MS = 1_000
 LISTEN = 'listen = ["tcp/80", "tcp/7000"]'
@@ -50,6 +48,7 @@ class Pulse:
         self._process.communicate(timeout=10)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("vip", VIPS)
 def test_what_workers_see_takes_a_silent_backend_down(lab: Lab, vip: str) -> None:
     daemon = start(lab, "[service.observe]\nsilent_ms = 150", SELDOM)
@@ -65,6 +64,7 @@ def test_what_workers_see_takes_a_silent_backend_down(lab: Lab, vip: str) -> Non
     daemon.stop()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("vip", VIPS)
 def test_what_workers_see_takes_a_refusing_backend_down(lab: Lab, vip: str) -> None:
     daemon = start(lab, "[service.observe]", SELDOM)
@@ -80,6 +80,7 @@ def test_what_workers_see_takes_a_refusing_backend_down(lab: Lab, vip: str) -> N
     daemon.stop()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("vip", VIPS)
 def test_what_workers_see_takes_a_backend_down_that_accepts_and_resets(lab: Lab, vip: str) -> None:
     daemon = start(lab, "[service.observe]", SELDOM)

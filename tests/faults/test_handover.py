@@ -15,8 +15,6 @@ from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.talk import Clients, Talk
 from loaded_mp.lab.wait import wait_until
 
-pytestmark = pytest.mark.alone
-
 SOURCES = 100
 BIG_MIB = 1
 HAND_OVERS = 50
@@ -49,6 +47,7 @@ def longest_gap_ms(said: str) -> float:
     return 1000 * max(b - a for a, b in pairwise(times))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("again", [restart, kill_and_start])
 @pytest.mark.parametrize("forwarding", ["rewrite", "conntrack"])
 def test_connections_go_on(lab: Lab, forwarding: str, again: Callable[[Lab, Daemon], Daemon]) -> None:

@@ -11,7 +11,8 @@ from loaded_mp.network.rules import errors, limits, link_messages, words
 FROM_BEFORE = "replies of connections that were forwarded in another way before"
 #: A worker has decided this packet, and the kernel goes on with it.
 DECIDED = f"-m mark --mark {matched(BACKEND, BACKEND_MASK)}"
-_BY_VIP = matched(VIP, VIP_MASK)
+#: It is a request of a connection by a VIP, and its address is written.
+BY_VIP = matched(VIP, VIP_MASK)
 _MISPLACED = matched(MISPLACED, WHOLE_MASK)
 
 
@@ -37,23 +38,25 @@ def requests(side: Side) -> Iterator[str]:
         yield from (words(f"-d {vip}", match, side.queue) for match in matches)
 
 
-def replies(side: Side, with_errors: bool = True) -> Iterator[str]:
-    """What backends reply, and ICMP errors about packets to them.
+def replies(side: Side, with_errors: bool = True, leaving: Iterable[str] = ()) -> Iterator[str]:
+    """What backends reply, and ICMP errors about packets to them; `leaving`: rules for those that none need
+    write.
 
     What this host says to itself is no client's: errors of the checks of a dead backend, for instance.
     """
-    yield from by_mark(side)
+    yield from by_mark(side, leaving)
     yield "-o lo -j RETURN"
     yield from link_messages(side.family, redirects="DROP")
     yield from unmarked(side, with_errors)
 
 
-def by_mark(side: Side) -> Iterator[str]:
+def by_mark(side: Side, leaving: Iterable[str] = ()) -> Iterator[str]:
     """Keep a request's mark with its connection; let replies have it, and queue them."""
-    yield f"-m mark --mark {_BY_VIP} -j CONNMARK --save-mark"
-    yield f"-m mark --mark {_BY_VIP} -j RETURN"
-    yield f"-m connmark --mark {_BY_VIP} -j CONNMARK --restore-mark"
-    yield words(f"-m mark --mark {_BY_VIP}", side.queue)
+    yield f"-m mark --mark {BY_VIP} -j CONNMARK --save-mark"
+    yield f"-m mark --mark {BY_VIP} -j RETURN"
+    yield from leaving
+    yield f"-m connmark --mark {BY_VIP} -j CONNMARK --restore-mark"
+    yield words(f"-m mark --mark {BY_VIP}", side.queue)
 
 
 class ByMark(Forwarding):

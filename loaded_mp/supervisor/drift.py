@@ -26,6 +26,8 @@ _PAUSE_S = 0.2
 _FIGHT_PAUSE_S = 1.0
 #: What could not be put back is tried again after this time, even if nothing is told.
 _RETRY_S = 5.0
+#: A glance does not show a rule of iptables-legacy in the place of another one of its size.
+_LOOK_S = 30.0
 #: So many mends within that time are a fight with another program.
 FIGHT_MENDS = 10
 _FIGHT_S = 60.0
@@ -73,11 +75,9 @@ class Drift:
         self._told = False
         for each in news.sockets:
             loop.add_reader(each, self._tell)
-        due_s = self._clock() + _RETRY_S
+        due_s = self._clock() + (_RETRY_S if self._trouble else _LOOK_S)
         try:
-            while not (
-                self._told or (self._trouble and self._clock() > due_s) or glance(self.wanted) != seen
-            ):
+            while not (self._told or self._clock() > due_s or glance(self.wanted) != seen):
                 self._woken.clear()
                 timer = loop.call_later(_GLANCE_S, self._woken.set)
                 await self._woken.wait()

@@ -115,7 +115,7 @@ def test_a_jump_that_was_deleted(lab: Lab, daemon: Daemon, variant: str) -> None
 
 
 def test_a_rule_that_was_replaced(lab: Lab, daemon: Daemon, variant: str) -> None:
-    command = f"iptables-{variant} -t raw -R LOADED-PREROUTING 1 -p tcp --dport 4711 -j DROP"
+    command = f"iptables-{variant} -t raw -R LOADED-PREROUTING 1 -p tcp -m ttl --ttl-eq 9 -j DROP"
     said = mended(lab, daemon, variant, lambda: lab.balancer.run(*command.split()))
     assert f'missing="rules of LOADED-PREROUTING in iptables-{variant} raw"' in said
 

@@ -90,8 +90,14 @@ def commands(found: Plan) -> list[str]:
 
 
 def rules(found: Plan, family: int, name: str) -> list[str]:
-    """The rules of a chain, without those that keep requests from conntrack (tests of their own)."""
-    return [rule for rule in all_rules(found, family, name) if not rule.endswith("-j CT --notrack")]
+    """The rules of a chain, without those that keep requests from conntrack (tests of their own), and without
+    what lets packets of the fast path go on.
+    """
+    return [
+        rule
+        for rule in all_rules(found, family, name)
+        if not rule.endswith("-j CT --notrack") and rule not in FORWARDED
+    ]
 
 
 def all_rules(found: Plan, family: int, name: str) -> list[str]:
@@ -141,12 +147,21 @@ LEAVING = [
     ),
     "-m mark --mark 0x4c512000/0xfffff000 -j RETURN",
 ]
+FORWARDED = [
+    rule
+    for network in ("10.0.0.0/24", "fd00::/64")
+    for rule in (
+        f"-d {network} -m mark {MARK} -j RETURN",
+        f"! -i eth0 -s {network} -m mark --mark 0x4c510000 -j RETURN",
+    )
+]
 
 
-def marked(queue: str) -> list[str]:
+def marked(queue: str, *leaving: str) -> list[str]:
     return [
         f"-m mark {MARK} -j CONNMARK --save-mark",
         f"-m mark {MARK} -j RETURN",
+        *leaving,
         f"-m connmark {MARK} -j CONNMARK --restore-mark",
         f"-m mark {MARK} {queue}",
     ]
@@ -163,12 +178,12 @@ def test_rules_of_ipv4() -> None:
     found = plan(config(), host(), 3, 4)
     queue = "-j NFQUEUE --queue-balance 3:6"
     requests = [f"-d 192.0.2.10 {queue}"]
+    assert all_rules(found, 4, "LOADED-PREROUTING")[:2] == FORWARDED[:2]
     assert rules(found, 4, "LOADED-PREROUTING") == [*misplaced("10.0.0.0/24", queue), *requests]
     assert rules(found, 4, "LOADED-OUTPUT") == requests
     assert rules(found, 4, "LOADED-INPUT") == marked(queue)
     assert rules(found, 4, "LOADED-POSTROUTING") == [
-        *LEAVING,
-        *marked(queue),
+        *marked(queue, *LEAVING),
         "-o lo -j RETURN",
         "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
         f"-p icmp --icmp-type destination-unreachable {queue}",
@@ -186,6 +201,7 @@ def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
     found = plan(config(), host(), 3, 1)
     queue = "-j NFQUEUE --queue-num 3"
     link = [f"-p icmpv6 --icmpv6-type {n} -j RETURN" for n in (130, 131, 132, 133, 134, 135, 136, 137, 143)]
+    assert all_rules(found, 6, "LOADED-PREROUTING")[:2] == FORWARDED[2:]
     assert rules(found, 6, "LOADED-PREROUTING") == [
         *link,
         *misplaced("fd00::/64", queue),
@@ -193,8 +209,7 @@ def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
     ]
     link[7] = "-p icmpv6 --icmpv6-type 137 -j DROP"
     assert rules(found, 6, "LOADED-POSTROUTING") == [
-        *LEAVING,
-        *marked(queue),
+        *marked(queue, *LEAVING),
         "-o lo -j RETURN",
         *link,
         "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
@@ -536,7 +551,7 @@ def test_the_printed_plan_is_a_script_with_reasons() -> None:
 
 def test_requests_that_end_here_are_not_tracked() -> None:
     found = plan(config(), host(), 0, 1)
-    assert all_rules(found, 4, "LOADED-PREROUTING")[0] == "-d 192.0.2.10 -m ttl --ttl-lt 2 -j CT --notrack"
+    assert all_rules(found, 4, "LOADED-PREROUTING")[2] == "-d 192.0.2.10 -m ttl --ttl-lt 2 -j CT --notrack"
     assert "-d 2001:db8::10 -m hl --hl-lt 2 -j CT --notrack" in all_rules(found, 6, "LOADED-PREROUTING")
     assert not [rule for rule in all_rules(found, 4, "LOADED-PREROUTING") if "length" in rule]
     narrow = plan(config(), host(links={"eth1": Link(True, 1_300)}), 0, 1)
@@ -761,6 +776,7 @@ def test_a_tunnels_packets_come_from_nobody(own: str) -> None:
 def test_without_the_fast_path_no_rule_is_for_it(family: int) -> None:
     found = plan(config().model_copy(update={"fast_path": "off"}), host(), 3, 4)
     assert rules(found, family, "LOADED-POSTROUTING")[:4] == marked("-j NFQUEUE --queue-balance 3:6")
+    assert not set(FORWARDED) & set(all_rules(found, family, "LOADED-PREROUTING"))
 
 
 def test_replies_are_queued_elsewhere_before_a_chain_that_queued_them_changes() -> None:

@@ -12,6 +12,7 @@ from loaded_mp.network import iptables, links, setup, sysctls
 from loaded_mp.network.changes import AddAddress, AddChain, AddRoute, Change, SetLinkUp, SetSysctl
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Link
+from loaded_mp.network.news import News
 from loaded_mp.network.presence import Look, Presence
 from loaded_mp.supervisor.drift import FIGHT_MENDS, Drift
 
@@ -117,6 +118,24 @@ def test_a_jump_that_has_to_be_the_first_one_is_put_there_anew(machine: Machine)
     place = ["-D PREROUTING -j LOADED-PREROUTING", "-I PREROUTING 1 -j LOADED-PREROUTING", "COMMIT"]
     assert chain.text(jump=False).splitlines()[-3:] == place
     assert chain.text(jump=True).splitlines()[-2:] == place[-2:]
+
+
+@pytest.mark.parametrize(("trouble", "due_s"), [("", 30), ("iptables hangs", 5)])
+def test_all_is_looked_at_after_a_while_though_nothing_tells(
+    monkeypatch: pytest.MonkeyPatch, trouble: str, due_s: float
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("loaded_mp.supervisor.drift._GLANCE_S", 0.001)
+
+    def glance(wanted: object) -> tuple[object, ...]:
+        clock.now_s += 1
+        return ()
+
+    monkeypatch.setattr("loaded_mp.supervisor.drift.glance", glance)
+    drift, began_s = Drift([], clock), clock.now_s
+    drift._trouble = trouble
+    asyncio.run(drift._wait(News(), ()))
+    assert clock.now_s - began_s == due_s + 1
 
 
 def mend(drift: Drift) -> None:

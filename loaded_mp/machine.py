@@ -19,6 +19,7 @@ from typing import Literal
 from loaded_mp.config.model import Config
 from loaded_mp.datapath.queue import Queue, QueueError
 from loaded_mp.forwarding import FORWARDINGS
+from loaded_mp.memory.arena import why_no_arenas
 from loaded_mp.memory.shared import memory_bytes
 from loaded_mp.network import iptables, sysctls
 from loaded_mp.network.changes import AddChain
@@ -26,7 +27,7 @@ from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Host, Link
 from loaded_mp.network.queues import read_queues
 from loaded_mp.network.tracking import FULL_PERCENT, more_room, read_tracked
-from loaded_mp.plan import plan
+from loaded_mp.plan import no_fast_path, plan
 from loaded_mp.services import queues_of, services_of, worker_count
 
 _PROC = Path("/proc")
@@ -43,6 +44,8 @@ _CAPABILITIES = {
     "CAP_SYS_CHROOT": (18, "workers lock themselves in"),
     "CAP_KILL": (5, "ending workers, which are another user"),
 }
+#: What the fast path takes besides.
+_OF_PROGRAMS = {"CAP_BPF": 39, "CAP_PERFMON": 38}
 #: Descriptors that checks, workers and connections to the daemon take together.
 _DESCRIPTORS = 512
 _TRIAL_TIMEOUT_S = 120
@@ -87,6 +90,7 @@ def findings(config: Config | None) -> Iterator[Finding]:
     yield from _forwarding()
     yield from _reverse_path()
     yield from _connections()
+    yield _fast_path(config)
     yield _memory(wanted)
     yield _descriptors()
     if config:
@@ -107,8 +111,7 @@ def _kernel() -> Finding:
 
 
 def _capabilities() -> Finding:
-    status = (_PROC / "self/status").read_text()
-    held = int(re.findall(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[0], 16)
+    held = _held()
     missing = [f"{name} ({reason})" for name, (bit, reason) in _CAPABILITIES.items() if not held >> bit & 1]
     return _verdict(
         not missing,
@@ -116,6 +119,23 @@ def _capabilities() -> Finding:
         f"missing: {', '.join(missing)}" if missing else "all that are needed",
         "run as root; in a container, add them (cap_add)",
     )
+
+
+def _held() -> int:
+    """The effective capabilities, a bit each (proc_pid_status(5))."""
+    status = (_PROC / "self/status").read_text()
+    return int(re.findall(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[0], 16)
+
+
+def _fast_path(config: Config | None) -> Finding:
+    if config and (why_not := no_fast_path(config)):
+        return Finding("ok", "fast path", f"none: {why_not}")
+    held = _held()
+    missing = [name for name, bit in _OF_PROGRAMS.items() if not held >> bit & 1]
+    why_not = f"missing: {', '.join(missing)}" if missing else why_no_arenas()
+    if why_not:
+        return Finding("warning", "fast path", why_not, 'add it, or do without: fast_path = "off"')
+    return Finding("ok", "fast path", "the kernel gives programs memory")
 
 
 def _user(name: str) -> Finding:

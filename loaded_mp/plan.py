@@ -273,7 +273,8 @@ def _require_on_link(services: Services, host: Host, added: Sequence[AddAddress 
             if by_gateway > by_link:
                 raise NetworkError(
                     f"service {part.service.name}: backend {backend.address.ip} is reached by a gateway; with"
-                    f' forwarding = "{forwarding}" a backend has to be on a link of this host'
+                    f' forwarding = "{forwarding}" a backend has to be on a link of this host, and with'
+                    ' "tunnel" it may be anywhere'
                 )
 
 
@@ -490,7 +491,7 @@ def _notes(services: Services, host: Host) -> list[str]:
             )
     if not no_fast_path(config):
         on = ", ".join(_interfaces(config))
-        notes.append(f"the fast path: programs at tc ingress and egress of {on}, where the kernel has arenas")
+        notes.append(f"the fast path: programs at tc ingress and egress of {on}, where Linux has them (6.12)")
         if config.fast_path == "redirect":
             notes.append(
                 f'fast_path = "redirect": between {" and ".join(_interfaces(config))} packets of known flows'

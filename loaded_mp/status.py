@@ -215,6 +215,7 @@ class TrackedStatus(_Model):
 class FastPathStatus(_Model):
     """Whether the kernel repeats what workers have decided."""
 
+    mode: str  #: the setting fast_path
     interfaces: tuple[str, ...]  #: whose packets it sees; empty: workers see all
     why_not: str  #: why it does not see those of all that the configuration names; empty: it does
     counters: dict[str, int]  #: by FastPathCounter name in lower case

@@ -17,12 +17,15 @@ def command(load: Callable[[], Config]) -> None:
     for service in config.services:
         vips = ", ".join(map(vip_name, service.vips))
         answers = ", ".join(map(str, service.listen)) or "everything"
+        way = service.forwarding + (f" ({service.tunnel.kind})" if service.forwarding == "tunnel" else "")
         click.echo(f"service {service.name}: {vips}; {answers}; {service.scheduler}")
+        click.echo(f"  forwarding {way}, affinity {service.affinity}")
         if not service.listen:
             click.echo(f"  note: {OPEN}")
         for backend in service.backends:
             name = f" ({backend.name})" if backend.name else ""
-            click.echo(f"  backend {backend.address}{name} weight {backend.weight}")
+            backup = ", a backup" if backend.backup else ""
+            click.echo(f"  backend {backend.address}{name} weight {backend.weight}{backup}")
         for check in service.checks:
             click.echo(f"  check: {check} every {check.interval_s:g} s, rise {check.rise}, fall {check.fall}")
         if service.discovery:

@@ -8,6 +8,7 @@ import click
 from loaded_mp.cli.asking import answer_to
 from loaded_mp.cli.table import named
 from loaded_mp.fields import Endpoint
+from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.status import CandidateStatus, Explanation
 
 #: Of many backends the first are shown.
@@ -68,8 +69,10 @@ def _lines(found: Explanation) -> list[str]:
         *said,
         f"goes to   {named(found.backend, found.address)}: {found.why}",
         f"addresses (forwarding {found.forwarding})",
-        f"          destination {vip} becomes {backend}",
-        f"          in replies source {backend} becomes {vip}",
+        *(
+            f"          {each.format(vip=vip, backend=backend)}"
+            for each in FORWARDINGS[found.forwarding].sends
+        ),
     ]
 
 

@@ -68,10 +68,10 @@ def _fast_path(fast_path: FastPathStatus) -> str:
         return f"fast path: off: {fast_path.why_not}"
     repeated = fast_path.counters["to_backend"] + fast_path.counters["to_client"]
     redirected = fast_path.counters["redirected"]
-    past = f", {redirected:,} of them past FORWARD rules and conntrack" if redirected else ""
+    past = f", {redirected:,} of them past the firewall" if redirected else ""
     but = f"; not on {fast_path.why_not}" if fast_path.why_not else ""
     on = ", ".join(fast_path.interfaces)
-    return f"fast path: {repeated:,} packets passed by the queues on {on}{past}{but}"
+    return f"fast path ({fast_path.mode}): {repeated:,} packets passed by the queues on {on}{past}{but}"
 
 
 def show(console: Console, now: Status) -> None:

@@ -213,7 +213,8 @@ def misfits(
         if ports_stay and ports and backend.port not in (None, ports.first):
             yield (
                 who,
-                f'found the port {backend.port}, expected none: forwarding = "{forwarding}" changes none',
+                f'found the port {backend.port}, expected none: with forwarding = "{forwarding}" a backend'
+                " answers on the port that the client asks for",
             )
         mine = (ports or Ports(0, 0)).at(backend.port)
         if mine.last > LAST_PORT:

@@ -49,14 +49,15 @@ class FastPath:
         wanted: Collection[str],
         why_not: str = "",
         links: Collection[int] = (),
-        redirects: bool = False,
+        mode: str = "auto",
     ) -> None:
         """For interfaces of these names, the public one first; `links` are of an earlier daemon.
 
-        `why_not`: they are not to be seen. `redirects`: from one to the other past the stack.
+        `why_not`: they are not to be seen. `mode`: the setting `fast_path`.
         """
+        self.mode = mode
         self._wanted = tuple(dict.fromkeys(wanted))
-        self._names = [name for name in _DIRECTIONS if redirects or name != "redirect"]
+        self._names = [name for name in _DIRECTIONS if name != "redirect" or mode == "redirect"]
         self._programs: dict[str, int] = {}
         self._links: dict[tuple[str, str], int] = {}
         self._earlier = list(links)
@@ -71,6 +72,11 @@ class FastPath:
     def links(self) -> tuple[int, ...]:
         """Descriptors, for those who go on when this process ends."""
         return tuple(self._links.values())
+
+    def begin(self, memory: SharedMemory, descriptor: int) -> None:
+        """Start although there was a reason not to, which is no more."""
+        self.why_not = ""
+        self.start(memory, descriptor)
 
     def start(self, memory: SharedMemory, descriptor: int) -> None:
         """Load the programs for an arena and attach them, as far as that can be; else `why_not` says why."""
@@ -101,6 +107,9 @@ class FastPath:
                     self._attach(name, indices[-1], program)
             except OSError as error:
                 faults.append(f"{name}: {error.strerror}")
+                for (interface, program), link in list(self._links.items()):
+                    if interface == name:
+                        self._let_go(name, program, link)
         memory.kernel_settings[KernelSetting.LONGEST] = min(mtus)
         both = (0, 0) if faults else (indices[0], indices[-1])
         memory.kernel_settings[[KernelSetting.PUBLIC, KernelSetting.PRIVATE]] = both

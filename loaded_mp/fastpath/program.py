@@ -15,7 +15,7 @@ from loaded_mp.fastpath.decide import decide, plain
 from loaded_mp.fastpath.kernel import context_word, helper, scratch, set_context_word
 from loaded_mp.fastpath.packet import MARK, End, put, read, settings, window, work_of
 from loaded_mp.memory.counters import FastPathCounter
-from loaded_mp.memory.marks import LEAVES, LEAVES_MASK
+from loaded_mp.memory.marks import LEAVES, LEAVES_MASK, LEAVING
 from loaded_mp.memory.shared import KernelSetting
 from loaded_mp.memory.snapshot import PortColumn
 from loaded_mp.packet.address import address_length, destination_at, source_at
@@ -82,6 +82,9 @@ def _egress_is_there(skb: int) -> bool:
 def egress(skb: int) -> int:
     """For each packet that leaves."""
     mark = context_word(skb, MARK)
+    if mark == LEAVING:  # no rule has told its VIP, nor that it has none: others have taken the rules away
+        work_of().counted[FastPathCounter.GONE] += _ONE
+        return _SHOT
     if mark & LEAVES_MASK != LEAVES:
         return NEXT
     packet = window()

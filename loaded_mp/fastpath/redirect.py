@@ -15,9 +15,10 @@ from loaded_mp.datapath.lookup import address_row, as_client_asks, ends_of
 from loaded_mp.datapath.work import Work
 from loaded_mp.fastpath.decide import DNS, plain
 from loaded_mp.fastpath.direct import connection_of, note, noted
-from loaded_mp.fastpath.kernel import context_word, helper, scratch
+from loaded_mp.fastpath.kernel import context_word, helper, scratch, set_context_word
 from loaded_mp.fastpath.packet import (
     ETHERNET,
+    MARK,
     End,
     load_bytes,
     put,
@@ -91,6 +92,7 @@ def redirect(skb: int) -> int:
     if to_client and not _leave(skb, packet, header, backend, work):
         return NEXT
     take_hop(skb, packet, header)
+    set_context_word(skb, MARK, 0)  # of rules that it does not pass
     work.counted[FastPathCounter.REDIRECTED] += _ONE
     return _redirect_neighbour(out, hop[7:12], _NEIGHBOUR_BYTES, 0)
 

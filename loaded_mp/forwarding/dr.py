@@ -33,6 +33,10 @@ class DirectRouting(ByMark):
 
     who: ClassVar[str] = "nobody, the backends have the VIP"
     lvs: ClassVar[str] = "Route"
+    sends: ClassVar[tuple[str, ...]] = (
+        "destination {vip} stays: it goes to the link address of {backend}",
+        "which answers the client itself",
+    )
     needs: ClassVar[str] = (
         "the tables raw and mangle, the matches mark and conntrack and the target TEE (xt_TEE)"
     )
@@ -60,14 +64,14 @@ def _left(side: Side) -> Iterator[str]:
 
 
 def _sending(side: Side) -> Iterator[Chain]:
-    """TEE takes one from the TTL without looking, so what has none left is dropped before.
+    """TEE takes one from the TTL without looking, so what would have none left is dropped before.
 
     What is decided comes to the beginning of PREROUTING once more: a rule of others that stood before these
     chains could mark it anew, and it would be queued for ever.
     """
     why = "packets whose backend is decided"
     for group in groups(side.backends):
-        rules = ["-i lo -j RETURN", f"{ttl('eq 0', side.family)} -j DROP"]
+        rules = ["-i lo -j RETURN", f"{ttl('lt 2', side.family)} -j DROP"]
         for backend, endpoint in group.backends.items():
             marked = f"-m mark --mark {BACKEND + backend:#x}"
             rules += [f"{marked} -j TEE --gateway {endpoint.ip}", f"{marked} -j DROP"]

@@ -99,6 +99,11 @@ class Forwarding(ABC):
     who: ClassVar[str]
     #: What ipvsadm calls it.
     lvs: ClassVar[str]
+    #: What becomes of a packet, for people: {vip}, {backend} with their ports.
+    sends: ClassVar[tuple[str, ...]] = (
+        "destination {vip} becomes {backend}",
+        "in replies source {backend} becomes {vip}",
+    )
     #: What the kernel has to have for it, for people.
     needs: ClassVar[str]
     #: What a worker does with a packet.

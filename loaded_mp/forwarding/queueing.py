@@ -38,13 +38,16 @@ def requests(side: Side) -> Iterator[str]:
         yield from (words(f"-d {vip}", match, side.queue) for match in matches)
 
 
-def replies(side: Side, with_errors: bool = True, leaving: Iterable[str] = ()) -> Iterator[str]:
-    """What backends reply, and ICMP errors about packets to them; `leaving`: rules for those that none need
-    write.
+def replies(
+    side: Side, leaving: Iterable[str] = (), direct: Iterable[str] = (), with_errors: bool = True
+) -> Iterator[str]:
+    """What backends reply, and ICMP errors about packets to them.
 
+    `leaving`: rules for those that no worker has to see, `direct`: for those of no VIP's connection.
     What this host says to itself is no client's: errors of the checks of a dead backend, for instance.
     """
     yield from by_mark(side, leaving)
+    yield from direct
     yield "-o lo -j RETURN"
     yield from link_messages(side.family, redirects="DROP")
     yield from unmarked(side, with_errors)

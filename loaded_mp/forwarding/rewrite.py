@@ -56,7 +56,7 @@ class Rewrite(ByMark):
         """What replies need comes before LOADED-PREROUTING and LOADED-OUTPUT, which let flows begin."""
         if not side.vips:
             return
-        rules = (*_short_segments(side), *replies(side, leaving=_leaving(side)))
+        rules = (*_short_segments(side), *replies(side, _leaving(side), _direct(side)))
         yield Chain("mangle", "POSTROUTING", "LOADED-POSTROUTING", rules, "replies of backends")
         yield Chain("mangle", "INPUT", "LOADED-INPUT", tuple(by_mark(side)), _OWN_REQUESTS)
         asked, own, last = tuple(_requests(side)), tuple(_for_vips(side)), goes_by_marks(side)
@@ -116,6 +116,12 @@ def _leaving(side: Side) -> Iterator[str]:
         yield f"-o {interface} {_LEAVING} {by_vip} -j CONNMARK --restore-mark --nfmask {bits} --ctmask {bits}"
     if side.fast_path:
         yield f"-m mark --mark {matched(LEAVES, LEAVES_MASK)} -j RETURN"
+
+
+def _direct(side: Side) -> Iterator[str]:
+    """A reply of a connection by no VIP leaves as it is. `egress` drops what no rule has seen."""
+    if side.fast_path:
+        yield f"{_LEAVING} -j MARK --set-mark 0"
 
 
 def _short_segments(side: Side) -> Iterator[str]:

@@ -42,6 +42,10 @@ class Tunnelling(ByMark):
     answer: ClassVar[Answer] = Answer.TUNNEL
     counters: ClassVar[tuple[BackendCounter, ...]] = OF_REQUESTS
     ports_stay: ClassVar[bool] = True
+    sends: ClassVar[tuple[str, ...]] = (
+        "destination {vip} stays, in a packet for {backend}",
+        "which takes it out and answers the client itself",
+    )
     carries: ClassVar[bool] = True
 
     def chains(self, side: Side) -> Iterator[Chain]:

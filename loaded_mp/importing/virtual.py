@@ -130,13 +130,18 @@ def _service(virtual: Virtual, entrances: list[Entrance]) -> Table:
 def _put_address(server: Server, ports: list[Ports | None]) -> None:
     """With a port behind it where that is another one than the client's, and it counts."""
     server.table.put("address", server.address, server.table.word)
-    way = server.forwarding and FORWARDINGS.get(server.forwarding.way.value)
-    if way and way.ports_stay:
+    if _stays(server):
         return
     if server.port is not None and ports != [(server.port, server.port)]:
         if any(each and each[0] != each[1] for each in ports) and not server.with_range:
             server.table.refused = "all ports of a range go to one there: have a service for each port"
         _put_port(server, server.port)
+
+
+def _stays(server: Server) -> bool:
+    """Whether it answers on the port that the client asks for."""
+    way = server.forwarding and FORWARDINGS.get(server.forwarding.way.value)
+    return bool(way and way.ports_stay)
 
 
 def _put_port(server: Server, port: int) -> None:
@@ -166,9 +171,12 @@ def _agree_on_checks(table: Table, servers: list[Server], first_port: int | None
         return
     first = keys.index(common)
     checks = table.tables["checks"] = servers[first].checks
-    _put_check_port(
-        checks, [each for each, key in zip(servers, keys, strict=True) if key == common], first_port
-    )
+    # A backup that is not asked there is asked here, where it answers.
+    asked = [
+        each for each, key in zip(servers, keys, strict=True) if key in (common, "") and not _stays(each)
+    ]
+    alike = [each for each, key in zip(servers, keys, strict=True) if key == common]
+    _put_check_port(checks, asked or alike, first_port)
     for place, server in enumerate(servers):
         if place == first:
             continue

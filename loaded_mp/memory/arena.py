@@ -35,13 +35,19 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _mapped: dict[int, tuple[int, int]] = {}
 
 
-def has_arenas() -> bool:
-    """Whether the kernel gives this process such memory."""
+def why_no_arenas() -> str:
+    """Why the kernel gives this process no such memory; empty: it does."""
     try:
         os.close(create_arena(1, ADDRESS))
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return refusal(error)
+    return ""
+
+
+def refusal(error: OSError) -> str:
+    """Why there is no arena, for people."""
+    needs = {errno.EPERM: "it takes CAP_BPF", errno.EINVAL: "it takes Linux 6.12"}
+    return f"the kernel gives programs no memory: {needs.get(error.errno or 0, error.strerror)}"
 
 
 def new_arena(size: int) -> int:

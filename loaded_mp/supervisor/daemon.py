@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loaded_mp import worker
+from loaded_mp.bpf import arena_of
 from loaded_mp.checks.runner import Result, Runner
 from loaded_mp.config.model import Backend, Config
 from loaded_mp.config.saving import Unsaved
@@ -24,6 +25,7 @@ from loaded_mp.memory.shared import memory_bytes
 from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.links import read_links
+from loaded_mp.plan import no_fast_path
 from loaded_mp.services import with_workers, worker_count
 from loaded_mp.status import (
     CheckStatus,
@@ -113,10 +115,11 @@ class Daemon:
         network = config.network
         interfaces = [each for each in (network.public_interface, network.private_interface) if each]
         links = self._adopted.links if self._adopted else ()
-        self.fast_path = FastPath(interfaces, why_not, links, config.fast_path == "redirect")
+        self._in_kernel = arena_of(self._memory_descriptor) is not None
+        self.fast_path = FastPath(interfaces, why_not, links, config.fast_path)
         self.pool = Pool(self.memory, self._memory_descriptor, config, self.fast_path)
         self._events.keep_in(self.memory)
-        self.publisher = Publisher(self.memory, self._running, None if why_not else grace)
+        self.publisher = Publisher(self.memory, self._running, self._grace if self._in_kernel else None)
         self.backends = Backends(self.memory, config, self._adopted)
         self.changes = Changes(self.backends, self.publisher)
         self.flows = Count(self.memory)
@@ -204,15 +207,29 @@ class Daemon:
 
     def _say_fast_path(self) -> None:
         if self.fast_path.interfaces:
-            log.info(event("fast-path", interfaces=",".join(self.fast_path.interfaces)))
+            log.info(
+                event("fast-path", mode=self.fast_path.mode, interfaces=",".join(self.fast_path.interfaces))
+            )
         if self.fast_path.why_not:
-            log.info(event("no-fast-path", cause=self.fast_path.why_not, effect="workers see all packets"))
+            effect = "workers see more packets" if self.fast_path.interfaces else "workers see all packets"
+            log.info(event("no-fast-path", cause=self.fast_path.why_not, effect=effect))
+
+    def _grace(self) -> None:
+        if self.fast_path.interfaces:
+            grace()
 
     async def _keep_fast_path(self) -> None:
-        """See the packets of interfaces that were made anew."""
+        """See the packets of interfaces that were made anew; begin once a reload gives it something to do."""
+        nothing_to_do = no_fast_path(self._config)
         while True:
             await asyncio.sleep(_ATTACH_S)
+            before = self.fast_path.interfaces, self.fast_path.why_not
+            if nothing_to_do and self._in_kernel and not no_fast_path(self.backends.services.config):
+                nothing_to_do = ""
+                await aside(partial(self.fast_path.begin, self.memory, self._memory_descriptor))
             self.fast_path.attach(self.memory)
+            if (self.fast_path.interfaces, self.fast_path.why_not) != before:
+                self._say_fast_path()
 
     async def _start_workers(self, stack: contextlib.AsyncExitStack) -> Children:
         worker.warn_of_shared(self._config.user)

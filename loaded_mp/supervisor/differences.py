@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
-from loaded_mp.config.model import Backend, Config, Service
+from loaded_mp.config.model import Backend, Config, Service, Tunnel
 from loaded_mp.fields import Endpoint
+from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.network.changes import AddChain, Change
 from loaded_mp.services import Part, Services
 from loaded_mp.status import Forecast
@@ -104,7 +105,9 @@ def _settings(place: str, before: BaseModel, after: BaseModel) -> Iterator[str]:
         old, new = getattr(before, name), getattr(after, name)
         if old == new or name in _TABLES:
             continue
-        if isinstance(old, tuple) and isinstance(new, tuple):
+        if isinstance(old, Tunnel) and isinstance(new, Tunnel):
+            yield from _settings(f"{place}{name}.", old, new)
+        elif isinstance(old, tuple) and isinstance(new, tuple):
             yield f"{place}{name}: {_listed(old, new)}"
         else:
             yield f"{place}{name}: {_said(old)} -> {_said(new)}"
@@ -132,6 +135,10 @@ def _said(value: object) -> str:
 def _service(before: Service, after: Service) -> Iterator[str]:
     place = f"service {after.name}: "
     yield from _settings(place, before, after)
+    old_way, new_way = FORWARDINGS[before.forwarding], FORWARDINGS[after.forwarding]
+    if old_way.ports_stay != new_way.ports_stay:
+        known = "the VIP" if new_way.ports_stay else "their own address"
+        yield f"{place}connections are reset, as backends know them by {known} then"
     if before.checks != after.checks:
         old, new = (_several(len(each.checks), "check") for each in (before, after))
         yield f"{place}{old} -> {new}" if old != new else f"{place}checks differ"

@@ -192,7 +192,7 @@ class Reload:
             raise RefusedError(str(error)) from error
         flows = dict(enumerate(open_flows(self.memory).tolist()))
         *lines, summary = service_differences(before, after, flows)
-        lines += self.network.differences(planned)
+        lines += [*self.backends.may_move(after), *self.network.differences(planned)]
         return Outcome(changes=(*bounded(lines), summary), needs_restart=needs_restart), planned
 
     async def _run_with(self, config: Config, planned: Planned) -> None:

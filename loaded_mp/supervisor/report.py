@@ -78,6 +78,7 @@ class Report:
                 counters=_counts(FlowTableCounter, self.memory.flow_table.sum(axis=0)),
             ),
             fast_path=FastPathStatus(
+                mode=self.fast_path.mode,
                 interfaces=self.fast_path.interfaces,
                 why_not=self.fast_path.why_not,
                 counters=_counts(FastPathCounter, self.memory.kernel_counted.sum(axis=0)),

@@ -8,6 +8,7 @@ from loaded_mp.compiled import has_machine_code
 from loaded_mp.config.model import Config
 from loaded_mp.datapath.slices import ask_for_short_slices
 from loaded_mp.log import event
+from loaded_mp.memory.arena import refusal
 from loaded_mp.memory.shared import SharedMemory, fresh_memory
 from loaded_mp.network import setup
 from loaded_mp.plan import no_fast_path
@@ -35,21 +36,22 @@ async def clear_up(handed: Inherited | None) -> None:
 
 
 def memory_for(config: Config) -> tuple[SharedMemory, int, str]:
-    """Fresh memory, its descriptor, and why the fast path cannot use it; empty: it can. Raises OSError."""
-    workers = worker_count(config)
-    if not (why_not := no_fast_path(config)):
-        try:
-            return *fresh_memory(config.flows, workers, in_kernel=True), ""
-        except OSError as error:
-            why_not = f"the kernel has no memory for programs: {error.strerror}"
-    return *fresh_memory(config.flows, workers), why_not
+    """Fresh memory, its descriptor, and why the fast path cannot use it; empty: it can. Raises OSError.
+
+    One that has nothing to do may have after a reload or a restart.
+    """
+    workers, why_not = worker_count(config), no_fast_path(config)
+    try:
+        return *fresh_memory(config.flows, workers, in_kernel=True), why_not
+    except OSError as error:
+        return *fresh_memory(config.flows, workers), why_not or refusal(error)
 
 
 def why_not_in(memory: int, config: Config) -> str:
     """Why the fast path cannot use memory that another daemon has left, by its descriptor."""
     if why_not := no_fast_path(config):
         return why_not
-    return "" if arena_of(memory) else "the memory was made without it; stop and start, not restart"
+    return "" if arena_of(memory) else "the kernel gave programs no memory at the start: stop and start anew"
 
 
 def prepare_code(memory: SharedMemory) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.wait import wait_until
-from loaded_mp.memory.arena import has_arenas
+from loaded_mp.memory.arena import why_no_arenas
 
 #: iperf3 takes one client at a time: one port, and one server on each backend, for each.
 IPERF_PORTS = range(5201, 5209)
@@ -241,6 +241,6 @@ def all_paths(quick: bool) -> list[Builder]:
     if not quick:
         paths += [queue_alone(number) for number in (1, 2)]
     paths += [loaded_mp("rewrite", number) for number in ((1, 2) if quick else (1, 2, 4))]
-    if has_arenas():
+    if not why_no_arenas():
         paths += [loaded_mp("fast path", 2), loaded_mp("redirect", 2)]
     return [*paths, loaded_mp("conntrack", 2)]

@@ -9,7 +9,7 @@ from bench.main import chosen, measure_all
 from bench.page import FOLDER, ROOT, page, read, with_summary
 from bench.paths import dnat, loaded_mp, routing
 from bench.report import GOALS, ratio
-from loaded_mp.memory.arena import has_arenas
+from loaded_mp.memory.arena import why_no_arenas
 
 pytestmark = pytest.mark.alone
 
@@ -51,7 +51,7 @@ def regressions(data: dict[str, Any], recorded: dict[str, Any]) -> dict[str, flo
 def test_no_gross_regression(recorded: dict[str, Any]) -> None:
     """Of long packets, short ones and new connections, each beside a peer that is none of ours."""
     works = chosen(True, ("bulk-1", "http", "new"))
-    fast = [loaded_mp("fast path", 2)] if has_arenas() else []
+    fast = [loaded_mp("fast path", 2)] if not why_no_arenas() else []
     builders = (routing, dnat, loaded_mp("rewrite", 2), *fast, loaded_mp("conntrack", 2))
     data = measure_all(works, builders, 1, 1)
     assert len(reached(data, recorded["bench"])) == 2 * len(works) + len(fast) * (len(works) + 1)

@@ -84,6 +84,7 @@ STATUS = Status(
         counters={each.name.lower(): 0 for each in FlowTableCounter},
     ),
     fast_path=FastPathStatus(
+        mode="auto",
         interfaces=(),
         why_not='fast_path = "off"',
         counters=dict.fromkeys((each.name.lower() for each in FastPathCounter), 0),

@@ -15,12 +15,12 @@ from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIPS, Lab, Options, in_url
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
-from loaded_mp.memory.arena import has_arenas
+from loaded_mp.memory.arena import why_no_arenas
 
 AUTO = 'fast_path = "auto"'
 
 
-pytestmark = pytest.mark.skipif(not has_arenas(), reason="this kernel has no BPF arenas (Linux 6.12)")
+pytestmark = pytest.mark.skipif(bool(why_no_arenas()), reason="this kernel has no BPF arenas (Linux 6.12)")
 
 
 @contextlib.contextmanager
@@ -245,6 +245,21 @@ def test_a_stateful_firewall_sees_one_connection() -> None:
         assert repeated(daemon) > 200
 
 
+def test_no_reply_keeps_its_backends_address_while_the_rules_are_away() -> None:
+    with served(Options(sources=4)) as (lab, daemon):
+        for vip, tool in zip(VIPS, ("iptables", "ip6tables"), strict=True):
+            words = ("ping", "-i", "0.005", "-w", "3", "-I", lab.sources(vip)[0], vip)
+            ping = lab.client.talk(*words)
+            for _ in range(4):
+                mends = daemon.status().drifts_mended
+                lab.balancer.run(tool, "-t", "mangle", "-F")
+                wait_until(lambda: daemon.status().drifts_mended > mends, "the rules are back")  # noqa: B023
+            said, _ = ping.communicate(timeout=20)
+            assert "DIFFERENT" not in said
+            assert int(re.findall(r"(\d+) received", said)[0]) > 100
+        assert daemon.status().fast_path.counters["gone"] > 0
+
+
 UNIT = Path(__file__).parents[2] / "deploy/loaded-mp.service"
 
 
@@ -268,7 +283,7 @@ def test_the_units_capabilities_are_enough_and_without_them_workers_see_all(with
         fast_path = daemon.status().fast_path
         if without:
             assert fast_path.interfaces == ()
-            said = "CAP_PERFMON are required" if without == "perfmon" else "Operation not permitted"
+            said = "CAP_PERFMON are required" if without == "perfmon" else "it takes CAP_BPF"
             assert said in fast_path.why_not
             assert len(fast_path.why_not.splitlines()) == 1
             assert queued(daemon) > 20
@@ -284,6 +299,20 @@ def test_off_means_that_workers_see_all() -> None:
         assert (status.fast_path.interfaces, status.fast_path.why_not) == ((), 'fast_path = "off"')
         assert repeated(daemon) == 0
         assert queued(daemon) > 5
+
+
+def test_it_begins_when_a_reload_gives_it_something_to_do() -> None:
+    with Lab(Options(sources=4)) as lab:
+        rewriting = lab.config(workers=2, checked=False, top=AUTO)
+        daemon = lab.daemon(rewriting.replace('name = "web"', 'name = "web"\nforwarding = "conntrack"', 1))
+        assert daemon.status().fast_path.why_not == "no service is forwarded by rewriting"
+        daemon.reload(rewriting)
+        wait_until(lambda: daemon.status().fast_path.interfaces == ("public", "private"), "it has begun")
+        digest = lab.big_file(16)
+        assert [digest_of_big(lab, vip) for vip in VIPS] == [digest] * 2
+        assert repeated(daemon) > 100
+        daemon.stop()
+        assert attached(lab, "public") == attached(lab, "private") == 0
 
 
 REDIRECT = 'fast_path = "redirect"'

@@ -47,6 +47,21 @@ def test_what_moves_no_flow(after: list[Service], said: list[str]) -> None:
     assert lines([web(), OLD], after) == [*said, "flows: 0 move, 0 end"]
 
 
+def test_another_way_of_forwarding_resets_connections_where_backends_know_another_address() -> None:
+    before, after = web(forwarding="dr"), web(forwarding="tunnel", tunnel={"kind": "gue"})
+    assert lines([before], [after]) == [
+        "service web: tunnel.kind: ipip -> gue",
+        "service web: forwarding: dr -> tunnel",
+        "flows: 0 move, 0 end",
+    ]
+    assert "service web: connections are reset, as backends know them by the VIP then" in lines(
+        [web()], [before]
+    )
+    assert "service web: connections are reset, as backends know them by their own address then" in lines(
+        [before], [web()]
+    )
+
+
 def test_flows_of_a_backend_that_leaves_move_and_those_of_a_service_end() -> None:
     assert lines([web(), OLD], [web({"10.0.0.1": 1})]) == [
         "service web: backend 10.0.0.2 leaves: 11 flows move",

@@ -237,6 +237,7 @@ def test_a_word_and_what_it_becomes(text: str, wanted: dict[str, Any]) -> None:
         (filled(HAPROXY, service='log "$HOST"'), 'log "$HOST"', "environment"),
         (filled(HAPROXY, service="log 'a"), "log 'a", "not closed"),
         (filled(HAPROXY, service=".if 1"), ".if 1", "conditions"),
+        (filled(KEEPALIVED, service="persistence_timeout a"), "persistence_timeout a", "number of seconds"),
         (filled(HAPROXY, service="tcp-check send a"), "tcp-check send a", "no option"),
         (filled(HAPROXY, service="option tcp-check\n tcp-check expect string a\n tcp-check send b",
                 server="check"), "tcp-check send b", "type command"),
@@ -290,6 +291,15 @@ def test_backends_have_ports_of_their_own() -> None:
     assert [str(service.asked(service.checks[0], each)) for each in service.backends] == [
         "10.0.0.1:80",
         "10.0.0.2:8080",
+    ]
+
+
+def test_a_backup_that_is_asked_here_is_asked_where_it_answers() -> None:
+    text = filled(KEEPALIVED, service="sorry_server 10.0.0.9 80", server="TCP_CHECK { connect_port 8080 }")
+    service = one(text.replace("10.0.0.1 80", "10.0.0.1 8080"))
+    assert [str(service.asked(service.checks[0], each)) for each in service.backends] == [
+        "10.0.0.1:8080",
+        "10.0.0.9:80",
     ]
 
 

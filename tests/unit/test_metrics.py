@@ -86,6 +86,7 @@ STATUS = Status(
         capacity=1000, used=16, memory_bytes=4096, counters=counted(FlowTableCounter, 3000)
     ),
     fast_path=FastPathStatus(
+        mode="auto",
         interfaces=(),
         why_not='fast_path = "off"',
         counters=dict.fromkeys((each.name.lower() for each in FastPathCounter), 0),

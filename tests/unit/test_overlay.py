@@ -87,6 +87,14 @@ def test_what_cannot_be_added_is_refused_in_words(name: str, address: str, fault
         with_backend(CONFIG, name, backend(address))
 
 
+def test_a_port_that_the_way_of_forwarding_leaves_as_it_is_cannot_be_added() -> None:
+    direct = Config(
+        services=(service("web", ["192.0.2.10"], {"10.0.0.1": 1}, listen=["tcp/80"], forwarding="dr"),)
+    )
+    with pytest.raises(MisfitError, match='expected none: with forwarding = "dr"'):
+        with_backend(direct, "web", backend("10.0.0.2:8080"))
+
+
 def test_who_is_not_there_cannot_be_removed() -> None:
     with pytest.raises(MisfitError, match=r"service 'web' has no backend 10\.0\.0\.3"):
         without_backend(CONFIG, "web", at("10.0.0.3"))

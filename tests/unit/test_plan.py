@@ -138,7 +138,7 @@ def test_the_whole_plan_in_order() -> None:
 MARK = "--mark 0x4c4d2000/0xfffff000"
 
 
-FAST_PATH = "the fast path: programs at tc ingress and egress of eth0, eth1, where the kernel has arenas"
+FAST_PATH = "the fast path: programs at tc ingress and egress of eth0, eth1, where Linux has them (6.12)"
 LEAVING = [
     *(
         f"-o {interface} -m mark --mark 0x4c510000 -m connmark {MARK} -j CONNMARK --restore-mark"
@@ -184,6 +184,7 @@ def test_rules_of_ipv4() -> None:
     assert rules(found, 4, "LOADED-INPUT") == marked(queue)
     assert rules(found, 4, "LOADED-POSTROUTING") == [
         *marked(queue, *LEAVING),
+        "-m mark --mark 0x4c510000 -j MARK --set-mark 0",
         "-o lo -j RETURN",
         "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
         f"-p icmp --icmp-type destination-unreachable {queue}",
@@ -210,6 +211,7 @@ def test_rules_of_ipv6_spare_neighbour_discovery() -> None:
     link[7] = "-p icmpv6 --icmpv6-type 137 -j DROP"
     assert rules(found, 6, "LOADED-POSTROUTING") == [
         *marked(queue, *LEAVING),
+        "-m mark --mark 0x4c510000 -j MARK --set-mark 0",
         "-o lo -j RETURN",
         *link,
         "-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN",
@@ -694,7 +696,7 @@ def test_what_is_sent_directly_passes_the_rules_once_more_with_its_mark() -> Non
     assert rules(found, 4, "LOADED-DR") == requests
     assert rules(found, 4, "LOADED-DR-0") == [
         "-i lo -j RETURN",
-        "-m ttl --ttl-eq 0 -j DROP",
+        "-m ttl --ttl-lt 2 -j DROP",
         "-m mark --mark 0x4c4d0007 -j TEE --gateway 10.0.0.1",
         "-m mark --mark 0x4c4d0007 -j DROP",
     ]

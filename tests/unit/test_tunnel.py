@@ -209,5 +209,6 @@ def test_where_packets_stay_as_they_are_backends_have_no_ports_of_their_own(forw
         found = [
             text for _, text in contradictions({"services": [{**data, "backends": [{"address": address}]}]})
         ]
-        expected = f'found the port 8080, expected none: forwarding = "{forwarding}" changes none'
+        expected = f'found the port 8080, expected none: with forwarding = "{forwarding}" a backend answers'
+        expected += " on the port that the client asks for"
         assert found == ([expected] if wrong else [])

@@ -181,7 +181,11 @@ def _put_persistence(
 ) -> None:
     persistence, mask = None, None
     if said := block.take("persistence_timeout"):
-        persistence = Setting(number(said.value) if said.value else PERSISTENCE_S, said.word)
+        seconds = number(said.value) if said.value else PERSISTENCE_S
+        if isinstance(seconds, str):
+            table.left_out.append(said.word.left_out("expected a number of seconds"))
+        else:
+            persistence = Setting(seconds, said.word)
     if said := block.take("persistence_granularity"):
         mask = Setting(said.value, said.word)
     ops = block.flag("ops")

@@ -28,7 +28,7 @@ from loaded_mp.network.changes import (
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.host import Host
 from loaded_mp.network.rules import LONGEST_PACKET, NO_REDIRECTS, hairpin, masquerade, queue_target, rejected
-from loaded_mp.services import Family, Part, Services
+from loaded_mp.services import Family, Part, Services, may_begin_anything
 
 _IP_FORWARD = "net/ipv4/ip_forward"
 _IP6_FORWARD = "net/ipv6/conf/all/forwarding"
@@ -93,6 +93,15 @@ def no_fast_path(config: Config) -> str:
         return "no service is forwarded by rewriting"
     if not config.network.public_interface or not config.network.private_interface:
         return "network.public_interface and network.private_interface are not both named"
+    return ""
+
+
+def _why_not_redirected(parts: Sequence[Part]) -> str:
+    """Why nothing tells which VIP a service's replies come from, if from any; empty: it is told."""
+    if any(len(part.vips) > 1 for part in parts):
+        return "it has several VIPs of a family"
+    if may_begin_anything(parts[0].service):
+        return "its backends may begin something over UDP (say to which ports it listens, below 32,768)"
     return ""
 
 
@@ -497,6 +506,11 @@ def _notes(services: Services, host: Host) -> list[str]:
                 f'fast_path = "redirect": between {" and ".join(_interfaces(config))} packets of known flows'
                 " pass no FORWARD rules and no conntrack: firewalls do not see them"
             )
+            notes += [
+                f'service {name} goes the way of fast_path = "auto": {why}'
+                for name, parts in services.by_name.items()
+                if parts[0].service.forwarding == "rewrite" and (why := _why_not_redirected(parts))
+            ]
     for mine in _vip_networks(config) if network.public_interface else ():
         found = "neighbours find them" if mine.version == 4 else "no neighbour finds them"
         notes.append(f"VIP {mine} is {mine.num_addresses:,} VIPs: {found}; have it routed to this host")

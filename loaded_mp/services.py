@@ -29,6 +29,9 @@ from loaded_mp.schedulers.scheduler import MAX_ROUND, RISE_STEPS
 Family = Literal[4, 6]
 Key = TypeVar("Key", bound=Hashable)
 
+#: From here on Linux takes the ports of what a program begins (net.ipv4.ip_local_port_range).
+_CHOSEN = 32_768
+
 ServiceKey = tuple[str, Family]  #: name of the service
 VipKey = tuple[str, Address]  #: name of the service
 BackendKey = tuple[str, Endpoint]  #: name of the service
@@ -276,3 +279,11 @@ def most_slots(service: Service, weights: list[int]) -> int:
     steps = RISE_STEPS if service.slow_start_s else 1
     divisor = 1 if service.slow_start_s else max(1, int(np.gcd.reduce(weights or [1])))
     return max(len(weights), min(steps * sum(weights) // divisor, MAX_ROUND)) + behind
+
+
+def may_begin_anything(service: Service) -> bool:
+    """Whether its backends may begin something over UDP from a port on which it listens."""
+    return not service.listen or any(
+        each.protocol == "mark" or (each.protocol == "udp" and each.first_port < each.last_port >= _CHOSEN)
+        for each in service.listen
+    )

@@ -17,7 +17,7 @@ from loaded_mp.memory.snapshot import NO_LIMIT, Affinity, Flag, PortColumn, Serv
 from loaded_mp.packet.address import address128
 from loaded_mp.schedulers import scheduler_of
 from loaded_mp.schedulers.scheduler import Candidates, Slots
-from loaded_mp.services import Family, Part
+from loaded_mp.services import Family, Part, may_begin_anything
 from loaded_mp.supervisor.service_state import weights
 from loaded_mp.supervisor.state import BackendState
 
@@ -27,8 +27,6 @@ _ANY_PROTOCOL, _ALL_PORTS = 0, Ports(0, 65_535)
 Before = Mapping[int, ClientAffinity]
 #: Slots that the operator's schedulers gave, uint16[n], backend ids, by service id.
 Tables = Mapping[int, Slots]
-#: From here on Linux takes the ports of what a program begins (net.ipv4.ip_local_port_range).
-_CHOSEN = 32_768
 _NO_SLOTS = np.empty(0, np.uint16)
 
 
@@ -121,7 +119,7 @@ def _fill_backends(
             states[number].flags(part.service.on_down)
             | (Flag.SEVERAL if len(part.vips) > 1 else 0)
             | (Flag.HELD if part.id in held else 0)
-            | (Flag.ANYTHING if _listens_to_anything(part) else 0),
+            | (Flag.ANYTHING if may_begin_anything(part.service) else 0),
             weight,
             *(part.backends[number].limits or (NO_LIMIT, NO_LIMIT)),
         )
@@ -142,15 +140,6 @@ def _fill_backends(
     snapshot.backend_limits[ids] = np.column_stack(limits)
     snapshot.backend_bytes[ids] = _bytes([endpoint.ip for endpoint in endpoints])
     snapshot.backend_ports[ids] = np.array(ports, np.int64).reshape(-1, len(PortColumn))
-
-
-def _listens_to_anything(part: Part) -> bool:
-    """Whether its backends may begin something over UDP from a port on which it listens."""
-    listen = part.service.listen
-    return not listen or any(
-        each.protocol == "mark" or (each.protocol == "udp" and each.first_port < each.last_port >= _CHOSEN)
-        for each in listen
-    )
 
 
 def _ports(part: Part) -> Iterator[tuple[int, int, int]]:

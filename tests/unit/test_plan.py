@@ -796,6 +796,24 @@ def test_what_is_redirected_is_said() -> None:
     assert not any("FORWARD" in note for note in plan(config(), host(), 0, 1).notes)
 
 
+@pytest.mark.parametrize(
+    ("service", "why"),
+    [
+        ({"listen": ["tcp/80"]}, ""),
+        ({"listen": ["tcp", "udp/53"]}, ""),
+        ({"listen": ["tcp/80"], "forwarding": "conntrack"}, ""),
+        ({}, "its backends may begin something over UDP"),
+        ({"listen": ["udp/1000-40000"]}, "its backends may begin something over UDP"),
+        ({"listen": ["tcp/80"], "vips": ["192.0.2.10", "192.0.2.11", "2001:db8::10"]}, "it has several VIPs"),
+    ],
+)
+def test_what_is_not_redirected_is_said(service: dict[str, Any], why: str) -> None:
+    redirecting = config(service).model_copy(update={"fast_path": "redirect"})
+    said = [each for each in plan(redirecting, host(), 0, 1).notes if each.startswith("service web goes")]
+    assert len(said) == bool(why)
+    assert all(why in each for each in said)
+
+
 def test_redirects_want_backends_apart_from_clients() -> None:
     near = config().model_copy(update={"fast_path": "redirect"})
     there = replace(host(), addresses=(*host().addresses, ("eth0", ip_interface("10.0.0.1/8"))))

@@ -215,6 +215,14 @@ class Tunnel(Settings):
         others = [each for each in cls.model_fields["sources"].default if each.version not in families]
         return (*sources, *others)
 
+    @model_validator(mode="after")
+    def _port_of_gue(self) -> Self:
+        if self.kind == "ipip" and self.port != type(self).model_fields["port"].default:
+            raise ValueError(
+                f'port: found {self.port}, expected none: IP in IP has no ports, kind = "gue" has'
+            )
+        return self
+
 
 class Service(Settings):
     """VIPs, what is answered on them, and the backends that answer."""

@@ -202,6 +202,17 @@ def queue_alone(workers: int) -> Builder:
     return path
 
 
+@contextlib.contextmanager
+def hooks_alone() -> Iterator[Way]:
+    """Routing with the tables and the conntrack that the fast path's marks need: its limit."""
+    with _gateway() as lab:
+        for table, hook, match in (("raw", "PREROUTING", "mark"), ("mangle", "POSTROUTING", "connmark")):
+            rule = f"-t {table} -A {hook} -m {match} --mark 1 -j RETURN"
+            for tool in ("iptables", "ip6tables"):
+                lab.balancer.run(tool, *rule.split())
+        yield Way("hooks alone", lab, {4: lab.backends[0].ipv4, 6: lab.backends[0].ipv6})
+
+
 def _served_queues(lab: Lab) -> int:
     return len(lab.balancer.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout.splitlines())
 
@@ -242,5 +253,5 @@ def all_paths(quick: bool) -> list[Builder]:
         paths += [queue_alone(number) for number in (1, 2)]
     paths += [loaded_mp("rewrite", number) for number in ((1, 2) if quick else (1, 2, 4))]
     if not why_no_arenas():
-        paths += [loaded_mp("fast path", 2), loaded_mp("redirect", 2)]
+        paths += [hooks_alone, loaded_mp("fast path", 2), loaded_mp("redirect", 2)]
     return [*paths, loaded_mp("conntrack", 2)]

@@ -44,6 +44,7 @@ _COLOURS = {
     "LVS (IPVS NAT)": "#bb5566",
     "queue alone, 1 worker": "#b8d4e8",
     "queue alone, 2 workers": "#7fb2d6",
+    "hooks alone": "#d9c7e6",
     REWRITE_1: "#2b7bba",
     REWRITE_2: "#0b4f8a",
     "loaded-mp rewrite, 4 workers": "#062a4a",

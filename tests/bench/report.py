@@ -9,7 +9,12 @@ ROUTING, HAPROXY, DNAT = "routing", "HAProxy (tcp)", "iptables DNAT"
 REWRITE_1, REWRITE_2 = "loaded-mp rewrite, 1 worker", "loaded-mp rewrite, 2 workers"
 FAST, REDIRECT = "loaded-mp fast path, 2 workers", "loaded-mp redirect, 2 workers"
 CONNTRACK = "loaded-mp conntrack, 2 workers"
-QUEUE_1, QUEUE_2 = "queue alone, 1 worker", "queue alone, 2 workers"
+#: What a way of ours would reach if it did nothing itself.
+LIMITS = {
+    REWRITE_1: "queue alone, 1 worker",
+    REWRITE_2: "queue alone, 2 workers",
+    FAST: "hooks alone",
+}
 
 
 @dataclass(frozen=True)
@@ -100,14 +105,12 @@ def goals(data: dict[str, Any]) -> Iterator[tuple[Goal, float, bool]]:
 
 
 def goals_table(data: dict[str, Any]) -> str:
-    """All goals as Markdown, with what a queue that accepts all unread reaches in the same place."""
-    lines = ["| work | way | peer | goal | reached | | queue alone |", "|---|---|---|---|---|---|---|"]
+    """All goals as Markdown, with what the way's limit reaches in the same place."""
+    lines = ["| work | way | peer | goal | reached | | limit |", "|---|---|---|---|---|---|---|"]
     for goal, reached, enough in goals(data):
         work = data["works"][goal.work]
         sign = "≥" if work["more_is_better"] and not goal.cpu else "≤"
-        limit = None
-        if goal.path in (REWRITE_1, REWRITE_2):
-            limit = ratio(data, goal.work, QUEUE_1 if goal.path == REWRITE_1 else QUEUE_2, goal.peer)
+        limit = ratio(data, goal.work, LIMITS.get(goal.path, ""), goal.peer, goal.cpu)
         title = work["title"] + (", CPU" if goal.cpu else "")
         cells = (
             title, goal.path.removeprefix("loaded-mp "), goal.peer, f"{sign} {goal.ratio:g}",

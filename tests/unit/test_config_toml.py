@@ -411,3 +411,11 @@ def test_settings_of_a_tunnel_are_written_as_they_are_read() -> None:
         {"kind": "gue", "port": 7000, "sources": ["10.9.0.0/16", "100::/64"]}
     )
     assert parse_toml(to_toml(config), "f").config() == config
+
+
+def test_a_port_is_for_gue_alone() -> None:
+    text = GOOD.replace('name = "web"', 'name = "web"\nforwarding = "tunnel"\ntunnel = { port = 7000 }', 1)
+    with pytest.raises(ConfigError) as caught:
+        parse_toml(text, "f").config()
+    (mistake,) = caught.value.mistakes
+    assert "found 7000, expected none: IP in IP has no ports" in str(mistake)

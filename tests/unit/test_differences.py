@@ -50,8 +50,8 @@ def test_what_moves_no_flow(after: list[Service], said: list[str]) -> None:
 def test_another_way_of_forwarding_resets_connections_where_backends_know_another_address() -> None:
     before, after = web(forwarding="dr"), web(forwarding="tunnel", tunnel={"kind": "gue"})
     assert lines([before], [after]) == [
-        "service web: tunnel.kind: ipip -> gue",
         "service web: forwarding: dr -> tunnel",
+        "service web: tunnel.kind: ipip -> gue",
         "flows: 0 move, 0 end",
     ]
     assert "service web: connections are reset, as backends know them by the VIP then" in lines(

@@ -11,7 +11,7 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptabl
 	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3 haproxy wrk libnginx-mod-stream \
 	openssl
 
-.PHONY: demo test test-long bench bench-lvs install packages check clean unit-interpreted unit-compiled unit-uncompiled
+.PHONY: demo test test-long bench bench-lvs install packages check clean machine-code unit-interpreted unit-uncompiled
 
 demo: install
 	$(BIN)/loaded-mp demo $(if $(KEEP),--keep)
@@ -19,9 +19,9 @@ demo: install
 # Real servers as targets of checks. An SMTP server is tried where one is installed: two cannot be.
 test: PACKAGES += bind9 redis-server
 test: check
-	$(MAKE) --no-print-directory --output-sync -j2 unit-compiled unit-interpreted unit-uncompiled
-	$(BIN)/pytest tests -q --ignore=tests/unit -m 'not long and not alone' -n 3 --dist loadfile
-	$(BIN)/pytest tests -q --ignore=tests/unit -m 'not long and alone'
+	$(MAKE) --no-print-directory --output-sync -j2 machine-code unit-interpreted unit-uncompiled
+	$(BIN)/pytest tests -q -m 'not long and not alone and not uncompiled' -n 3 --dist loadfile
+	$(BIN)/pytest tests -q -m 'not long and alone'
 
 test-long: install
 	$(BIN)/pytest tests -q -m long
@@ -29,8 +29,8 @@ test-long: install
 unit-interpreted:
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/unit -q -m 'not uncompiled'
 
-unit-compiled:
-	$(BIN)/pytest tests/unit -q -m 'not uncompiled'
+machine-code:
+	$(BIN)/loaded-mp warm-up
 
 unit-uncompiled:
 	$(BIN)/pytest tests/unit -q -m uncompiled

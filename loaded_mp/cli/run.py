@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 def run(source: Source, config: Config, *, network_setup: bool, debug: bool) -> int:
     """Run until SIGTERM or SIGINT; the exit status: 1 if the start failed or something was left, else 0."""
+    gc.freeze()  # what was imported stays, and workers share it
     forced = {"log_level": "debug"} if debug else {}
     config = config.model_copy(update=forced)
     start_log(config.log_level)

@@ -165,7 +165,11 @@ def test_connections_go_on_in_the_other_way_of_forwarding(other: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("what", "forwarding"),
-    [("backend", "rewrite"), ("backend", "conntrack"), ("service", "rewrite")],
+    [
+        ("backend", "rewrite"),
+        ("backend", "conntrack"),
+        pytest.param("service", "rewrite", marks=pytest.mark.long),
+    ],
 )
 def test_what_a_reload_takes_away_is_told_at_both_ends(other: Lab, forwarding: str, what: str) -> None:
     service = f'forwarding = "{forwarding}"\n{LISTEN}'

@@ -26,7 +26,13 @@ def test_every_step_passes_and_nothing_is_left() -> None:
     assert not traces(demo)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_interrupted_it_leaves_nothing(number: signal.Signals) -> None:
     # Where this process was started to ignore it, as shells do in the background, the demo would too.
     signal.signal(number, signal.default_int_handler)

@@ -331,7 +331,9 @@ def past_the_stack(daemon: Daemon) -> int:
     return daemon.status().fast_path.counters["redirected"]
 
 
-@pytest.mark.parametrize("offloads", [True, False], ids=["offloads", "no-offloads"])
+@pytest.mark.parametrize(
+    "offloads", [True, pytest.param(False, marks=pytest.mark.long)], ids=["offloads", "no-offloads"]
+)
 def test_packets_are_redirected_past_the_firewall(offloads: bool) -> None:
     with redirected(Options(sources=4, offloads=offloads)) as (lab, daemon):
         digest = lab.big_file(16)
@@ -385,7 +387,7 @@ def test_a_switch_to_redirects_and_back_is_a_restart() -> None:
         talking = [Line(lab.client, vip, source) for vip in VIPS for source in lab.sources(vip)]
         homes = [line.ask().split()[0] for line in talking]
         config = lab.config(workers=2, checked=False, top=REDIRECT, service=LISTEN)
-        for turn, top in enumerate((AUTO, REDIRECT, 'fast_path = "off"', REDIRECT), 2):
+        for turn, top in enumerate((AUTO, 'fast_path = "off"', REDIRECT), 2):
             with pytest.raises(RuntimeError, match="only 'loaded-mp restart' takes over fast_path"):
                 daemon.reload(config.replace(REDIRECT, top))
             lab.balancer.run(loaded_mp(), "restart")

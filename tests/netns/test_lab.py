@@ -93,7 +93,12 @@ def test_every_backend_answers_over_both_families(changes: dict[str, object]) ->
 
 @pytest.mark.parametrize(
     "changes",
-    [{"far_mtu": 1400}, {"one_interface": True}, {"one_machine": True}, {"offloads": False}],
+    [
+        {"far_mtu": 1400},
+        pytest.param({"one_interface": True}, marks=pytest.mark.long),
+        pytest.param({"one_machine": True}, marks=pytest.mark.long),
+        {"offloads": False},
+    ],
     ids="-".join,
 )
 def test_a_daemon_serves_at_once_and_spreads_evenly(changes: dict[str, object]) -> None:

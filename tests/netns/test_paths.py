@@ -80,7 +80,7 @@ def test_a_smaller_mtu_on_the_public_side() -> None:
         daemon.stop()
 
 
-@pytest.mark.parametrize("mtu", [9000, 65_535])
+@pytest.mark.parametrize("mtu", [pytest.param(9000, marks=pytest.mark.long), 65_535])
 def test_long_packets(mtu: int) -> None:
     with Lab(Options(sources=5, public_mtu=mtu, private_mtu=mtu)) as lab:
         daemon = lab.daemon(lab.config())

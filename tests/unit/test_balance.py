@@ -6,7 +6,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from building import service, unsigned
+from building import many, service, unsigned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -139,7 +139,7 @@ def test_a_source_stays_with_its_backend(version: int) -> None:
 
 @both
 def test_new_sources_split_exactly_by_weight(version: int) -> None:
-    sources = 10_000
+    sources = many(10_000)
     weights = dict(zip(BACKENDS[version], (5, 3, 2), strict=True))
     world = World(service("web", [VIP[version]], weights))
     data = bytes(ip(version, CLIENT[version], VIP[version]) / UDP(sport=1, dport=2))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from building import service
+from building import many, service
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from world import ALL, BACKENDS, CLIENT, REASONS, VIP, VIP2, VIPS, World
@@ -24,7 +24,7 @@ from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.explain import explain
 from loaded_mp.supervisor.state import BackendState
 
-PACKETS = 10_000
+PACKETS = many(10_000)
 PORTS = [53, 80, 443, 8_080, 8_081, 9_000]
 PROTOCOLS: list[Protocol] = ["tcp", "udp", "icmp"]
 NOWHERE = {4: "192.0.2.99", 6: "2001:db8::99"}

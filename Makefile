@@ -18,8 +18,8 @@ demo: install
 
 # Real servers as targets of checks. An SMTP server is tried where one is installed: two cannot be.
 test: PACKAGES += bind9 redis-server
-test: check
-	$(MAKE) --no-print-directory --output-sync -j2 machine-code unit-interpreted unit-uncompiled
+test: install
+	$(MAKE) --no-print-directory --output-sync -j2 machine-code check unit-interpreted unit-uncompiled
 	$(BIN)/pytest tests -q -m 'not long and not alone and not uncompiled' -n 3 --dist loadfile
 	$(BIN)/pytest tests -q -m 'not long and alone'
 

@@ -133,7 +133,7 @@ def test_a_reload_that_adds_a_vip_or_a_service_is_not_noticed(other: Lab, forwar
     daemon.stop()
 
 
-@pytest.mark.parametrize("forwarding", FORWARDINGS)
+@pytest.mark.parametrize("forwarding", ["rewrite", pytest.param("conntrack", marks=pytest.mark.long)])
 def test_a_service_that_is_renamed_is_the_same(other: Lab, forwarding: str) -> None:
     config = other.config(workers=2, service=f'forwarding = "{forwarding}"\n{LISTEN}')
     daemon = other.daemon(config)

@@ -269,7 +269,7 @@ def capabilities() -> set[str]:
     return {each.removeprefix("CAP_").lower() for each in line.split()}
 
 
-@pytest.mark.parametrize("without", ["", "bpf", "perfmon"])
+@pytest.mark.parametrize("without", ["", "bpf", pytest.param("perfmon", marks=pytest.mark.long)])
 def test_the_units_capabilities_are_enough_and_without_them_workers_see_all(without: str) -> None:
     with Lab(Options(sources=4)) as lab:
         path = lab.folder / "loaded-mp.toml"

@@ -83,7 +83,11 @@ def is_link(packet: Packet) -> bool:
 
 
 @pytest.mark.parametrize(
-    "options", [Options(sources=12, one_interface=True), Options(sources=12, one_machine=True)]
+    "options",
+    [
+        Options(sources=12, one_interface=True),
+        pytest.param(Options(sources=12, one_machine=True), marks=pytest.mark.long),
+    ],
 )
 def test_one_interface_and_one_machine(options: Options) -> None:
     with Lab(options) as lab:

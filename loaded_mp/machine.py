@@ -130,11 +130,12 @@ def _held() -> int:
 def _fast_path(config: Config | None) -> Finding:
     if config and (why_not := no_fast_path(config)):
         return Finding("ok", "fast path", f"none: {why_not}")
-    held = _held()
-    missing = [name for name, bit in _OF_PROGRAMS.items() if not held >> bit & 1]
-    why_not = f"missing: {', '.join(missing)}" if missing else why_no_arenas()
-    if why_not:
-        return Finding("warning", "fast path", why_not, 'add it, or do without: fast_path = "off"')
+    held, without = _held(), "leave it: workers see all packets, which is only slower"
+    if missing := [name for name, bit in _OF_PROGRAMS.items() if not held >> bit & 1]:
+        text = f"missing: {', '.join(missing)}"
+        return Finding("warning", "fast path", text, f"give it to the daemon, or {without}")
+    if why_not := why_no_arenas():
+        return Finding("warning", "fast path", why_not, without)
     return Finding("ok", "fast path", "the kernel gives programs memory")
 
 

@@ -115,6 +115,11 @@ class FastPath:
         memory.kernel_settings[[KernelSetting.PUBLIC, KernelSetting.PRIVATE]] = both
         self.why_not = "; ".join(faults)
 
+    def grace(self) -> None:
+        """Wait until all programs that run now are done, an earlier daemon's too; none run: at once."""
+        if self._links or self._earlier:
+            grace()
+
     def stop_requests(self) -> None:
         """Let packets that come in go to workers; replies that are under way still get their VIPs."""
         for (name, program), link in reversed(list(self._links.items())):

@@ -18,7 +18,7 @@ from loaded_mp.config.saving import Unsaved
 from loaded_mp.control.commands import CommandError, Commands
 from loaded_mp.control.server import control_socket, group_number, serve_control
 from loaded_mp.discovery.finder import Finder
-from loaded_mp.fastpath.loader import FastPath, grace
+from loaded_mp.fastpath.loader import FastPath
 from loaded_mp.fields import Address, Interface, Listener, Network
 from loaded_mp.log import event
 from loaded_mp.memory.shared import memory_bytes
@@ -119,7 +119,9 @@ class Daemon:
         self.fast_path = FastPath(interfaces, why_not, links, config.fast_path)
         self.pool = Pool(self.memory, self._memory_descriptor, config, self.fast_path)
         self._events.keep_in(self.memory)
-        self.publisher = Publisher(self.memory, self._running, self._grace if self._in_kernel else None)
+        self.publisher = Publisher(
+            self.memory, self._running, self.fast_path.grace if self._in_kernel else None
+        )
         self.backends = Backends(self.memory, config, self._adopted)
         self.changes = Changes(self.backends, self.publisher)
         self.flows = Count(self.memory)
@@ -213,10 +215,6 @@ class Daemon:
         if self.fast_path.why_not:
             effect = "workers see more packets" if self.fast_path.interfaces else "workers see all packets"
             log.info(event("no-fast-path", cause=self.fast_path.why_not, effect=effect))
-
-    def _grace(self) -> None:
-        if self.fast_path.interfaces:
-            grace()
 
     async def _keep_fast_path(self) -> None:
         """See the packets of interfaces that were made anew; begin once a reload gives it something to do."""

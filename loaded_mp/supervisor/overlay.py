@@ -65,10 +65,6 @@ class Overlay:
         return type(self)(added, self.removed if key in self.added else self.removed | {key})
 
 
-#: What contradictions of backends are looked for in.
-_COMPARED = {"name", "vips", "listen", "forwarding", "checks", "discovery", "backends"}
-
-
 def with_backend(config: Config, name: str, backend: Backend) -> Config:
     """The configuration with one more backend of the service `name`. Raises MisfitError."""
     service = _named(config, name)
@@ -104,7 +100,9 @@ def _with(config: Config, service: Service, backends: Iterable[Backend]) -> Conf
         mode="json",
         include={
             "network": True,
-            "services": {"__all__": _COMPARED},
+            "services": {
+                "__all__": {"name", "vips", "listen", "forwarding", "checks", "discovery", "backends"}
+            },
         },
     )
     for _, text in contradictions(said):

@@ -46,6 +46,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.setattr(machine, "_CGROUP_LIMIT", tmp_path / "memory.max")
     monkeypatch.setattr(machine, "_iptables", lambda: iter([Finding("ok", "iptables", "v1")]))
     monkeypatch.setattr(machine, "_tried", lambda _: [Finding("ok", "NFQUEUE", "bound")])
+    monkeypatch.setattr(machine, "why_no_arenas", lambda: "")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     return write
 
@@ -78,6 +79,18 @@ def test_missing_capabilities_are_named_and_nothing_is_tried(
     assert "CAP_SYS_CHROOT" in finding.text
     assert "CAP_KILL" not in finding.text
     assert found("trial").level == "warning"
+
+
+def test_the_fast_path_is_none_or_lacks_something(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = config(fast_path="off")
+    assert found("fast path", off) == Finding("ok", "fast path", 'none: fast_path = "off"')
+    assert machine._fast_path(None).level == "ok"
+    monkeypatch.setattr(machine, "why_no_arenas", lambda: "it takes Linux 6.12")
+    finding = machine._fast_path(None)
+    assert (finding.level, finding.text) == ("warning", "it takes Linux 6.12")
+    write("self/status", f"CapEff:\t{0x1FFFFFFFFFF & ~(1 << 39):016x}\n")
+    finding = machine._fast_path(None)
+    assert (finding.level, finding.text) == ("warning", "missing: CAP_BPF")
 
 
 def test_the_user_of_the_workers() -> None:

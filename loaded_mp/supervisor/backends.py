@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from copy import copy, deepcopy
 from pathlib import Path
@@ -42,8 +41,7 @@ class Backends:
         self._ids = adopted.ids if adopted else Ids()
         self.states: dict[int, BackendState] = adopted.states if adopted else {}
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
-        #: By service id, and when it ended.
-        self._affinity_before: dict[int, tuple[ClientAffinity, float]] = {}
+        self._affinity_before: dict[int, ClientAffinity] = {}  #: by service id
         self._held: dict[int, Part] = {}  #: as they were, by service id
         self._running = self._ids.services.held()  #: services, by id
         self._service_states: dict[int, ServiceState] = {}  #: by service id
@@ -100,7 +98,7 @@ class Backends:
         affinities = {part.id: part.service.affinity for part in services.parts}
         for part in self.services.parts:
             if affinities.get(part.id, part.service.affinity) != part.service.affinity:
-                self._affinity_before[part.id] = part.service.affinity, time.monotonic()
+                self._affinity_before[part.id] = part.service.affinity
         self._affinity_before = {n: each for n, each in self._affinity_before.items() if n in affinities}
         self.services = services
         for number in services.part_of.keys() - self.states.keys():
@@ -122,30 +120,18 @@ class Backends:
         self.scheduler_faults = {n: each for n, each in self.scheduler_faults.items() if n in own}
         self._judge_all()
 
-    def forget_affinities(self) -> bool:
-        """Forget what affinity services had when all flows of then have ended; whether there were any."""
-        past = [
-            number
-            for number, (_, ended_s) in self._affinity_before.items()
-            if time.monotonic() - ended_s > _longest_idle_s(self.services.by_id[number].service)
-        ]
-        for number in past:
-            del self._affinity_before[number]
-        return bool(past)
-
     def may_move(self, after: Services) -> Iterator[str]:
-        """What of living flows workers would not find any more: those of the affinity before the last one."""
+        """What of living flows workers would not find any more: those of the affinity before the last one.
+
+        These are renewed as they are, so that no time can be told after which none is left.
+        """
         for part in self.services.parts:
             then = after.by_id.get(part.id)
             if then is None or part.id not in self._affinity_before:
                 continue
-            affinity, ended_s = self._affinity_before[part.id]
-            if then.service.affinity not in (part.service.affinity, affinity):
-                ago_s = time.monotonic() - ended_s
-                yield (
-                    f"service {then.service.name}: IPv{part.family} flows from before its last change of"
-                    f" affinity, {ago_s:,.0f} s ago, move"
-                )
+            if then.service.affinity not in (part.service.affinity, self._affinity_before[part.id]):
+                place = f"service {then.service.name}: IPv{part.family}"
+                yield f"{place} flows from before its last change of affinity move"
 
     def note(self) -> None:
         """Write down what the next supervisor has to know."""
@@ -154,8 +140,7 @@ class Backends:
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""
         self._judge_all()
-        affinities = {number: affinity for number, (affinity, _) in self._affinity_before.items()}
-        past = Past(affinities, self._held, self._vips_left(), self.tables)
+        past = Past(self._affinity_before, self._held, self._vips_left(), self.tables)
         fill(snapshot, self.services.parts, self.states, past)
         self.filled.set()
 
@@ -304,7 +289,3 @@ def _first_state(service: Service, runs: bool) -> BackendState:
 def _place(part: Part) -> Place:
     endpoints = {number: backend.address for number, backend in part.backends.items()}
     return Place(part.family, part.vips, endpoints, part.service.ports)
-
-
-def _longest_idle_s(service: Service) -> float:
-    return max(service.tcp_idle_s, service.udp_idle_s, service.other_idle_s)

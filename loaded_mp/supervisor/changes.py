@@ -58,12 +58,12 @@ class Changes:
             await self.forget_connections(())
 
     async def rise(self) -> None:
-        """Publish what changes with time alone until cancelled: weights rise, affinities are forgotten."""
+        """Publish weights that rise by themselves, step by step, until cancelled."""
         rose = False
         while True:
             await asyncio.sleep(_RISE_S)
             rises = self._backends.rise
-            if self._backends.forget_affinities() or rises or rose:
+            if rises or rose:
                 await self._publisher.publish(self._backends.fill)
             rose = rises
 

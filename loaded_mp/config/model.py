@@ -111,6 +111,10 @@ class ClientAffinity(Settings):
             prefixes = ["32", *prefixes]
         return {"kind": kind, **dict(zip(("prefix4", "prefix6"), map(int, prefixes), strict=False))}
 
+    def prefix(self, family: int) -> int:
+        """How many bits of a client's address count."""
+        return self.prefix4 if family == 4 else self.prefix6
+
     def __str__(self) -> str:
         prefixes = (f"/{self.prefix4}", f"/{self.prefix6}")
         whole = (self.prefix4, self.prefix6) == (32, 128)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.compiled import Bytes, compiled, signed
-from loaded_mp.datapath.affinity import client_flow
+from loaded_mp.datapath.affinity import known_flow
 from loaded_mp.datapath.lookup import ends_of, service_of, vip_row
 from loaded_mp.datapath.messages import Queued, from_client
 from loaded_mp.datapath.system import Longs
@@ -25,6 +25,7 @@ from loaded_mp.flows.table import find
 from loaded_mp.packet.address import Address128, destination_at, read_address, source_at
 from loaded_mp.packet.header import KIND_PORTS, KIND_QUERY, parse
 from loaded_mp.packet.reasons import Reason
+from loaded_mp.packet.reset import Step
 
 #: A source is not alone for so long after another one was seen, and a crowd not over, in microseconds.
 _ALONE_US = 1_000_000
@@ -142,4 +143,4 @@ def _is_stranger(packet: Bytes, queued: Queued, work: Work) -> bool:
     if vip < 0:
         return False
     service = service_of(work.snapshot, vip, ends.protocol, ends.service_port, queued.mark)
-    return service >= 0 and find(work.table, client_flow(work, service, ends))[0] < 0
+    return service >= 0 and find(work.table, known_flow(work, service, ends, Step.GOES_ON))[0] < 0

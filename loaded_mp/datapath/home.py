@@ -5,13 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 from loaded_mp.compiled import compiled
-from loaded_mp.datapath.affinity import client_flow, flow_before
+from loaded_mp.datapath.affinity import client_flow, is_connection, known_flow
 from loaded_mp.datapath.lookup import Ends, service_of, vip_row
-from loaded_mp.datapath.open_flows import count_evicted, count_flow
+from loaded_mp.datapath.open_flows import count_ended, count_evicted, count_flow
 from loaded_mp.datapath.picks import ALL_FULL, NO_BACKEND, pick, pick_for_good
 from loaded_mp.datapath.work import Work
 from loaded_mp.flows.flow import Flow
-from loaded_mp.flows.table import find, insert, replace, shorten, touch, value_of
+from loaded_mp.flows.table import find, insert, remove, replace, shorten, touch, value_of
 from loaded_mp.memory.snapshot import CLOSING, MAX_BACKENDS, Affinity, Answer, Flag, ServiceColumn
 from loaded_mp.packet.header import TCP, UDP
 from loaded_mp.packet.reset import Step
@@ -30,23 +30,25 @@ def backend_for(work: Work, service: int, ends: Ends, step: int) -> int:
     `step`: of a TCP connection, else Step.GOES_ON.
     """
     row = work.snapshot.services[service]
-    flow = client_flow(work, service, ends)
+    own = client_flow(work, service, ends)
     if row[ServiceColumn.AFFINITY] == Affinity.NONE:
-        return pick_for_good(work, service, flow, ends.server)
-    if _goes_as_before(work, service, flow, step):
-        held = _go_on(work, service, flow_before(work, service, ends), ends, step)
-        if held >= 0:
-            return held
+        return pick_for_good(work, service, own, ends.server)
     first_s = _idle_s(work, service, ends.protocol)
     # Of a connection that the kernel goes on with, no second packet is seen.
     if row[ServiceColumn.ANSWER] != Answer.MARK:
         first_s = min(first_s, row[ServiceColumn.UNCONFIRMED_S])
     for _ in range(_TRIES):
+        flow = known_flow(work, service, ends, step)
         held = _go_on(work, service, flow, ends, step)
         if held >= 0:
             return held
         entry, word = find(work.table, flow)
         if held == LOST_RACE and entry >= 0:
+            continue
+        if flow.scope != own.scope:
+            # Else what goes to another backend now would be back at this one once it is up again.
+            if entry >= 0 and remove(work.table, entry, word):
+                count_ended(work, value_of(word))
             continue
         backend = pick_for_good(work, service, flow, ends.server)
         if backend in (NO_BACKEND, ALL_FULL):
@@ -84,35 +86,12 @@ def foresee(work: Work, ends: Ends, port: int, mark: int) -> Foreseen:
     if service < 0:
         return Foreseen(-1, -1, -1, -1)
     row = work.snapshot.services[service]
-    flow = client_flow(work, service, ends)
+    own = client_flow(work, service, ends)
     if row[ServiceColumn.AFFINITY] == Affinity.NONE:
-        return Foreseen(service, -1, -1, pick(work, service, flow, ends.server))
+        return Foreseen(service, -1, -1, pick(work, service, own, ends.server))
     step = Step.BEGINS if ends.protocol == TCP else Step.GOES_ON
-    if _goes_as_before(work, service, flow, step):
-        entry, _, held, stays = _held(work, service, flow_before(work, service, ends), ends, step)
-        if stays:
-            return Foreseen(service, entry, held, held)
-    entry, _, held, stays = _held(work, service, flow, ends, step)
-    if stays:
-        return Foreseen(service, entry, held, held)
-    return Foreseen(service, entry, held, pick(work, service, flow, ends.server))
-
-
-@compiled
-def _goes_as_before(work: Work, service: int, flow: Flow, step: int) -> bool:
-    """Whether a packet goes on with a flow of the affinity that its service had before, if there is one.
-
-    A connection must find at each of its packets what it found at its first. Where clients were flows, all
-    that a client with such a flow begins goes with it, but for a connection that is a flow of its own. Where
-    connections were flows, each of those goes on, and what begins does not.
-    """
-    row = work.snapshot.services[service]
-    if row[ServiceColumn.BEFORE] == Affinity.SOURCE and row[ServiceColumn.AFFINITY] == Affinity.CONNECTION:
-        return bool(step != Step.BEGINS and find(work.table, flow)[0] < 0)
-    return bool(
-        row[ServiceColumn.BEFORE] == Affinity.SOURCE
-        or (row[ServiceColumn.BEFORE] == Affinity.CONNECTION and step != Step.BEGINS)
-    )
+    entry, _, held, stays = _held(work, service, known_flow(work, service, ends, step), ends, step)
+    return Foreseen(service, entry, held, held if stays else pick(work, service, own, ends.server))
 
 
 @compiled
@@ -156,12 +135,13 @@ def renew(work: Work, backend: int, ends: Ends, step: int) -> None:
     service = work.snapshot.backend_services[backend]
     if work.snapshot.services[service][ServiceColumn.AFFINITY] == Affinity.NONE:
         return
-    flow = client_flow(work, service, ends)
+    flow = known_flow(work, service, ends, step)
     held = answered(work, backend, flow, ends, step)
     if held == backend and step in (Step.ENDS, Step.BREAKS):
         _close(work, service, flow)
     elif held < 0 and work.snapshot.backend_flags[backend] & Flag.USABLE and step != Step.BREAKS:
-        held, evicted = insert(work.table, flow, backend, work.now_s + _answered_s(work, service, ends, step))
+        own = client_flow(work, service, ends)
+        held, evicted = insert(work.table, own, backend, work.now_s + _answered_s(work, service, ends, step))
         count_evicted(work, evicted)
         if held == backend:
             count_flow(work, backend, -1)
@@ -171,7 +151,7 @@ def renew(work: Work, backend: int, ends: Ends, step: int) -> None:
 def answered(work: Work, backend: int, flow: Flow, ends: Ends, step: int) -> int:
     """The backend id that a client's flow has, or -1; renewed if it is `backend`, which has answered."""
     service = work.snapshot.backend_services[backend]
-    entry, word = _find_now_or_before(work, service, flow, ends)
+    entry, word = find(work.table, flow)
     if entry < 0:
         return -1
     value = value_of(word)
@@ -199,20 +179,19 @@ def _answered_s(work: Work, service: int, ends: Ends, step: int) -> int:
 @compiled
 def _close(work: Work, service: int, flow: Flow) -> None:
     """Let a flow that is one connection end: it is no open flow any more, and forgotten soon."""
-    row = work.snapshot.services[service]
-    if row[ServiceColumn.AFFINITY] != Affinity.CONNECTION:
+    if not is_connection(flow):
         return
     entry, word = find(work.table, flow)
     value = value_of(word)
     if entry >= 0 and not value & CLOSING and replace(work.table, entry, word, value | CLOSING):
-        shorten(work.table, entry, work.now_s + row[ServiceColumn.FIN_IDLE_S])
+        shorten(work.table, entry, work.now_s + work.snapshot.services[service][ServiceColumn.FIN_IDLE_S])
         work.active[work.worker, value] -= 1
 
 
 @compiled
 def home_of(work: Work, service: int, ends: Ends) -> int:
     """The backend that a client has in a service; -1 if it has none."""
-    entry, word = _find_now_or_before(work, service, client_flow(work, service, ends), ends)
+    entry, word = find(work.table, known_flow(work, service, ends, Step.GOES_ON))
     backend = value_of(word) & ~CLOSING
     return backend if entry >= 0 and _serves(work, backend, service) else -1
 
@@ -224,15 +203,6 @@ def has_flow(work: Work, backend: int, ends: Ends) -> bool:
     if work.snapshot.services[service][ServiceColumn.AFFINITY] == Affinity.NONE:
         return True
     return bool(home_of(work, service, ends) == backend)
-
-
-@compiled
-def _find_now_or_before(work: Work, service: int, flow: Flow, ends: Ends) -> tuple[int, np.uint64]:
-    """Entry and word of a client's flow, else of that by the affinity that its service had before."""
-    entry, word = find(work.table, flow)
-    if entry < 0 and work.snapshot.services[service][ServiceColumn.BEFORE] >= 0:
-        entry, word = find(work.table, flow_before(work, service, ends))
-    return entry, word
 
 
 @compiled

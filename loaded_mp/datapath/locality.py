@@ -9,6 +9,7 @@ destination is asked for; the others, where lblcr adds backends, when one is add
 import numpy as np
 
 from loaded_mp.compiled import compiled, signed
+from loaded_mp.datapath.affinity import NUMBER_SHIFT
 from loaded_mp.datapath.open_flows import count_evicted, is_full, open_flows
 from loaded_mp.datapath.work import Work
 from loaded_mp.flows.atomics import Words
@@ -21,8 +22,8 @@ from loaded_mp.packet.address import Address128
 PLACES = 16
 #: What is not renewed is forgotten, as by default in LVS (net/netfilter/ipvs/ip_vs_lblcr.c).
 KEPT_S = 86_400
-#: Above the bits of a client's flow.
-_PLACE_SHIFT = np.uint64(56)
+#: What tells a place from the number of a client's affinity.
+_PLACE = 0x80
 
 
 @compiled
@@ -93,7 +94,9 @@ def _places(work: Work, service: int) -> int:
 
 @compiled
 def _home(work: Work, service: int, vip: Address128, place: int) -> Flow:
-    return flow_of(work.table.secret, np.uint64(place + 1) << _PLACE_SHIFT | np.uint64(service), vip)
+    return flow_of(
+        work.table.secret, np.uint64(_PLACE | place) << np.uint64(NUMBER_SHIFT) | np.uint64(service), vip
+    )
 
 
 @compiled

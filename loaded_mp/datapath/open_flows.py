@@ -50,5 +50,11 @@ def count_evicted(work: Work, value: int) -> None:
     """Count a flow with this value that gave way; none did if it is negative."""
     if value >= 0:
         work.table_counted[FlowTableCounter.EVICTIONS] += _ONE
-        if value < MAX_BACKENDS:
-            work.active[work.worker, value] -= 1
+        count_ended(work, value)
+
+
+@compiled
+def count_ended(work: Work, value: int) -> None:
+    """Count the end of a flow with this value, unless it is none of those that are open."""
+    if value < MAX_BACKENDS:
+        work.active[work.worker, value] -= 1

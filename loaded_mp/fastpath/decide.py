@@ -177,7 +177,7 @@ def _answers(work: Work, backend: int, header: Header, ends: Ends, step: int) ->
 def _is_known(work: Work, service: int, step: int) -> bool:
     """Whether what a flow says is all that is to be known of a packet to or from a service."""
     row = work.snapshot.services[service]
-    if row[ServiceColumn.ANSWER] != Answer.REWRITE or row[ServiceColumn.BEFORE] >= 0:
+    if row[ServiceColumn.ANSWER] != Answer.REWRITE or row[ServiceColumn.BEFORE]:
         return False
     affinity = row[ServiceColumn.AFFINITY]
     return bool(affinity == Affinity.SOURCE or (affinity == Affinity.CONNECTION and step == Step.GOES_ON))

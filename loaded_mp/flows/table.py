@@ -11,8 +11,8 @@ backend). A bucket is eight words, one cache line. The rules:
    flow agree: the loser looks again and finds the winner's entry.
 3. Of two copies of an entry the first in the bucket counts. A process that dies between copying and
    inserting leaves a copy of the same value behind, nothing else.
-4. An entry is removed only after its deadline. Whoever uses an entry shortly before or after its deadline
-   changes the tag as well, so that the removal fails.
+4. An idle entry is removed only after its deadline. Whoever uses an entry shortly before or after its
+   deadline changes the tag as well, so that the removal fails.
 
 Deadlines and keys lie in arrays beside the words. A deadline is a hint: it may be set by a process that then
 loses. A key is written after its word, and so may be that of a flow that was there before; whoever reads one
@@ -53,9 +53,10 @@ class Row(IntEnum):
     ENTRY = 0
     WORD = 1
     VALUE = 2
-    HIGH = 3  #: both halves of the address
-    LOW = 4
-    DEADLINE_S = 5
+    SCOPE = 3
+    HIGH = 4  #: both halves of the address
+    LOW = 5
+    DEADLINE_S = 6
 
 
 class FlowTable(NamedTuple):
@@ -124,6 +125,12 @@ def replace(table: FlowTable, entry: int, word: np.uint64, value: int) -> bool:
     """Give a found entry another value. False if somebody was faster: then look again."""
     changed = (word & ~_TAG_MASK & ~_VALUE_MASK) | _next_tag(word) | np.uint64(value)
     return cas(table.words, entry, word, changed)
+
+
+@compiled
+def remove(table: FlowTable, entry: int, word: np.uint64) -> bool:
+    """Let a found entry be no more. False if somebody was faster: then look again."""
+    return cas(table.words, entry, word, _next_tag(word))
 
 
 @compiled
@@ -204,7 +211,7 @@ def expire(table: FlowTable, start: int, stop: int, now_s: int, removed: npt.NDA
         word = load(table.words, entry)
         if word >> _FINGERPRINT_SHIFT == _ZERO or signed(table.deadlines_s[entry]) >= now_s:
             continue
-        if cas(table.words, entry, word, _next_tag(word)):
+        if remove(table, entry, word):
             removed[value_of(word)] += 1
             total += 1
     return total
@@ -238,6 +245,7 @@ def read(table: FlowTable, start: int, stop: int, wanted: npt.NDArray[np.bool_],
             rows[found, Row.ENTRY] = entry
             rows[found, Row.WORD] = word
             rows[found, Row.VALUE] = word & _VALUE_MASK
+            rows[found, Row.SCOPE] = flow.scope
             rows[found, Row.HIGH] = flow.address.high
             rows[found, Row.LOW] = flow.address.low
             rows[found, Row.DEADLINE_S] = table.deadlines_s[entry]
@@ -252,7 +260,7 @@ def forget(table: FlowTable, start: int, stop: int, forgotten: npt.NDArray[np.bo
     for entry in range(start, stop):
         word = load(table.words, entry)
         if word >> _FINGERPRINT_SHIFT != _ZERO and forgotten[value_of(word)]:
-            removed += cas(table.words, entry, word, _next_tag(word))
+            removed += remove(table, entry, word)
     return removed
 
 

@@ -22,6 +22,8 @@ MAX_VIPS = 4096
 MAX_LISTENERS = 8192
 MAX_BACKENDS = 8192
 MAX_SLOTS = 1 << 21
+#: Affinities that a service is known to have had before the one that it has.
+MAX_BEFORE = 4
 
 #: Added to the backend id in the value of a flow that is a connection of which one end has ended it.
 CLOSING = 0x8000
@@ -98,17 +100,25 @@ class ServiceColumn(IntEnum):
     WEIGHTED = 10  #: 0: all weights count as 1 there
     NETWORK_HIGH = 11  #: which bits of a client's address count, as Address128
     NETWORK_LOW = 12
-    BEFORE = 13  #: an Affinity by which older flows were entered, or -1
-    BEFORE_HIGH = 14  #: which bits counted then
-    BEFORE_LOW = 15
-    FIN_IDLE_S = 16  #: of a connection of which one end has ended it
-    REJECTS = 17  #: 1: without a backend packets are rejected, 0: dropped
+    NUMBER = 13  #: of its affinity, which tells apart what was entered before and after a change of it
+    BEFORE = 14  #: how many rows of `affinities_before` it has
+    FIN_IDLE_S = 15  #: of a connection of which one end has ended it
+    REJECTS = 16  #: 1: without a backend packets are rejected, 0: dropped
     #: Backends that stand behind its slots, each once; 0: none stand there, as none has a limit.
-    LIMITED = 18
-    TUNNEL_PORT = 19  #: UDP port of tunnels; 0: IP in IP
-    SOURCE_HIGH = 20  #: the first source address of tunnels' packets, as Address128
-    SOURCE_LOW = 21
-    SOURCE_SPREAD = 22  #: which bits of its lower half are chosen by the connection
+    LIMITED = 17
+    TUNNEL_PORT = 18  #: UDP port of tunnels; 0: IP in IP
+    SOURCE_HIGH = 19  #: the first source address of tunnels' packets, as Address128
+    SOURCE_LOW = 20
+    SOURCE_SPREAD = 21  #: which bits of its lower half are chosen by the connection
+
+
+class BeforeColumn(IntEnum):
+    """Columns of `Snapshot.affinities_before`: an affinity that a service had, as in ServiceColumn."""
+
+    AFFINITY = 0
+    NETWORK_HIGH = 1
+    NETWORK_LOW = 2
+    NUMBER = 3
 
 
 class LimitColumn(IntEnum):
@@ -147,7 +157,9 @@ class Snapshot(NamedTuple):
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`; -1: nobody has that address
     vip_services: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> service id; -1: its service is gone
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 6], see ListenerColumn
-    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 23] by service id, see ServiceColumn
+    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 22] by service id, see ServiceColumn
+    #: [MAX_SERVICES, MAX_BEFORE, 4] by service id, see BeforeColumn: connections first, then the oldest
+    affinities_before: npt.NDArray[np.int64]
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service
@@ -172,6 +184,11 @@ _SHAPES: dict[str, tuple[npt.DTypeLike, tuple[int, ...], tuple[str, ...]]] = {
     "vip_services": (np.int64, (MAX_VIPS,), ()),
     "listeners": (np.int64, (MAX_LISTENERS, len(ListenerColumn)), tuple(ListenerColumn.__members__)),
     "services": (np.int64, (MAX_SERVICES, len(ServiceColumn)), tuple(ServiceColumn.__members__)),
+    "affinities_before": (
+        np.int64,
+        (MAX_SERVICES, MAX_BEFORE, len(BeforeColumn)),
+        tuple(BeforeColumn.__members__),
+    ),
     "slots": (np.uint16, (MAX_SLOTS,), ()),
     "backend_services": (np.int64, (MAX_BACKENDS,), ()),
     "backend_vips": (np.int64, (MAX_BACKENDS,), ()),

@@ -7,17 +7,18 @@ from copy import copy, deepcopy
 from pathlib import Path
 
 from loaded_mp.checks.runner import Result, Target, Targets
-from loaded_mp.config.model import ClientAffinity, Config, Service
+from loaded_mp.config.model import Config, Service
 from loaded_mp.config.saving import Unsaved
 from loaded_mp.fields import Address, Endpoint
 from loaded_mp.forwarding import FORWARDINGS
 from loaded_mp.forwarding.forwarding import Forwarding, Left, Place
 from loaded_mp.log import event
 from loaded_mp.memory.shared import CORES, SharedMemory
-from loaded_mp.memory.snapshot import Snapshot
+from loaded_mp.memory.snapshot import MAX_BEFORE, Snapshot
 from loaded_mp.schedulers import is_own
 from loaded_mp.schedulers.scheduler import Slots
 from loaded_mp.services import Ids, Part, Services
+from loaded_mp.supervisor.affinities import Affinities
 from loaded_mp.supervisor.handover import Adopted, write_state
 from loaded_mp.supervisor.overlay import Overlay
 from loaded_mp.supervisor.quorum import Quorum
@@ -41,7 +42,7 @@ class Backends:
         self._ids = adopted.ids if adopted else Ids()
         self.states: dict[int, BackendState] = adopted.states if adopted else {}
         self._forwarding: dict[int, Forwarding] = dict.fromkeys(self.states, FORWARDINGS["rewrite"])
-        self._affinity_before: dict[int, ClientAffinity] = {}  #: by service id
+        self.affinities = Affinities(adopted.affinities if adopted else None)
         self._held: dict[int, Part] = {}  #: as they were, by service id
         self._running = self._ids.services.held()  #: services, by id
         self._service_states: dict[int, ServiceState] = {}  #: by service id
@@ -95,12 +96,8 @@ class Backends:
 
     def configure(self, services: Services) -> None:
         """Let these be the services."""
-        affinities = {part.id: part.service.affinity for part in services.parts}
-        for part in self.services.parts:
-            if affinities.get(part.id, part.service.affinity) != part.service.affinity:
-                self._affinity_before[part.id] = part.service.affinity
-        self._affinity_before = {n: each for n, each in self._affinity_before.items() if n in affinities}
         self.services = services
+        self.affinities.follow(services.parts)
         for number in services.part_of.keys() - self.states.keys():
             part = services.part_of[number]
             self.states[number] = _first_state(part.service, part.id in self._running)
@@ -121,26 +118,19 @@ class Backends:
         self._judge_all()
 
     def may_move(self, after: Services) -> Iterator[str]:
-        """What of living flows workers would not find any more: those of the affinity before the last one.
-
-        These are renewed as they are, so that no time can be told after which none is left.
-        """
-        for part in self.services.parts:
-            then = after.by_id.get(part.id)
-            if then is None or part.id not in self._affinity_before:
-                continue
-            if then.service.affinity not in (part.service.affinity, self._affinity_before[part.id]):
-                place = f"service {then.service.name}: IPv{part.family}"
-                yield f"{place} flows from before its last change of affinity move"
+        """What of living flows workers would not find any more."""
+        for part in self.affinities.too_many(after.parts):
+            place = f"service {part.service.name}: IPv{part.family}"
+            yield f"{place} flows from before its last {MAX_BEFORE} changes of affinity move"
 
     def note(self) -> None:
         """Write down what the next supervisor has to know."""
-        write_state(self._memory, self._ids, self.states, self.overlay)
+        write_state(self._memory, self._ids, self.states, self.overlay, self.affinities)
 
     def fill(self, snapshot: Snapshot) -> None:
         """Write the present state into a buffer that nobody reads."""
         self._judge_all()
-        past = Past(self._affinity_before, self._held, self._vips_left(), self.tables)
+        past = Past(self.affinities.successions, self._held, self._vips_left(), self.tables)
         fill(snapshot, self.services.parts, self.states, past)
         self.filled.set()
 

@@ -40,6 +40,7 @@ from loaded_mp.status import (
 )
 from loaded_mp.supervisor import systemd
 from loaded_mp.supervisor.accounting import Accounting
+from loaded_mp.supervisor.affinities import Outlived
 from loaded_mp.supervisor.aside import aside
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.changes import Changes
@@ -125,7 +126,8 @@ class Daemon:
         self.backends = Backends(self.memory, config, self._adopted)
         self.changes = Changes(self.backends, self.publisher)
         self.flows = Count(self.memory)
-        self.sweeper = Sweeper(self.memory.table, Expire(self.memory), self.flows)
+        outlived = Outlived(self.memory.table, self.backends.affinities, self.changes.tell)
+        self.sweeper = Sweeper(self.memory.table, Expire(self.memory), self.flows, outlived)
         self.drift = Drift()
         self.accounting = Accounting()
         self.rates = Rates(self.memory, self.accounting)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from loaded_mp.bpf import arena_of, link_of
 from loaded_mp.checks.check import Finding
 from loaded_mp.checks.health import Health
-from loaded_mp.config.model import Backend, Config
+from loaded_mp.config.model import Backend, ClientAffinity, Config
 from loaded_mp.fields import AddressField, EndpointField
 from loaded_mp.log import event
 from loaded_mp.memory.segment import LayoutError
@@ -39,6 +39,7 @@ from loaded_mp.network.queues import read_queues
 from loaded_mp.services import Family, Ids, queues_of, with_workers
 from loaded_mp.status import Wanted
 from loaded_mp.supervisor import systemd
+from loaded_mp.supervisor.affinities import Affinities, Numbered, Succession
 from loaded_mp.supervisor.orphans import orphans
 from loaded_mp.supervisor.overlay import Overlay
 from loaded_mp.supervisor.state import BackendState, Checked
@@ -80,6 +81,7 @@ class Notes(BaseModel):
     states: dict[int, tuple[Wanted, int | None, bool, float, str]]
     slow: list[int]  #: backends that start slowly
     checks: dict[int, dict[int, NotedCheck]]  #: by backend id and `Check.key`: what the state does not tell
+    affinities: dict[int, list[tuple[int, ClientAffinity]]] = {}  #: by service id, see Succession
     added: list[tuple[str, Backend]] = []  #: with the names of their services
     removed: list[tuple[str, EndpointField]] = []
 
@@ -132,6 +134,7 @@ class Adopted:
     ids: Ids
     states: dict[int, BackendState]
     overlay: Overlay
+    affinities: dict[int, Succession]  #: by service id
     queues: dict[int, int]  #: number -> descriptor
     workers: list[int]  #: processes that serve meanwhile
     links: list[int]  #: of the fast path
@@ -183,7 +186,13 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState], overlay: Overlay) -> None:
+def write_state(
+    memory: SharedMemory,
+    ids: Ids,
+    states: dict[int, BackendState],
+    overlay: Overlay,
+    affinities: Affinities,
+) -> None:
     """Note what the next supervisor has to know."""
     notes = Notes(
         services=[(name, family, number) for (name, family), number in ids.services.items()],
@@ -195,6 +204,7 @@ def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState],
         },
         slow=[number for number, each in states.items() if each.slow],
         checks={number: noted for number, each in states.items() if (noted := _noted(each))},
+        affinities={number: list(each) for number, each in affinities.successions.items()},
         added=[(service, each) for (service, _), each in overlay.added.items()],
         removed=sorted(overlay.removed, key=str),
     )
@@ -202,7 +212,9 @@ def write_state(memory: SharedMemory, ids: Ids, states: dict[int, BackendState],
     write_notes(memory, text if len(text) <= MAX_NOTES_BYTES else b"")
 
 
-def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState], Overlay] | None:
+def read_state(
+    memory: SharedMemory,
+) -> tuple[Ids, dict[int, BackendState], Overlay, dict[int, Succession]] | None:
     """What the last supervisor noted; None if it noted nothing that can be read."""
     try:
         notes = Notes.model_validate_json(read_notes(memory))
@@ -225,7 +237,10 @@ def read_state(memory: SharedMemory) -> tuple[Ids, dict[int, BackendState], Over
             for key, each in notes.checks.get(number, {}).items()
         }
     added = {(service, each.address): each for service, each in notes.added}
-    return ids, states, Overlay(added, frozenset(notes.removed))
+    affinities = {
+        service: tuple(Numbered(*each) for each in noted) for service, noted in notes.affinities.items()
+    }
+    return ids, states, Overlay(added, frozenset(notes.removed)), affinities
 
 
 def _noted(state: BackendState) -> dict[int, NotedCheck]:

@@ -2,18 +2,20 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 
 import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.control.commands import MOST_FLOWS, CommandError
+from loaded_mp.datapath.affinity import NUMBER_SHIFT, NUMBERS
 from loaded_mp.fields import Address, Network
 from loaded_mp.flows.atomics import Words
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, Row, read, replace
 from loaded_mp.log import event
 from loaded_mp.memory.shared import SharedMemory
+from loaded_mp.memory.snapshot import MAX_BACKENDS
 from loaded_mp.packet.address import Address128, address128, ip_of
 from loaded_mp.services import Part
 from loaded_mp.status import FlowsStatus, FlowStatus
@@ -28,6 +30,9 @@ _PIECE = 1 << 13
 #: How often flows are moved anew because workers changed them at the same moment.
 _TRIES = 4
 _64_BITS = (1 << 64) - 1
+
+#: How many bits of a client's address tell flows apart, by backend id and the number of the affinity.
+Prefixes = Mapping[int, Mapping[int, int]]
 
 
 class OpenFlows:
@@ -70,9 +75,13 @@ class OpenFlows:
                 break
         return await self.listed(only, None, service, MOST_FLOWS)
 
-    def _prefixes(self, numbers: Iterable[int]) -> dict[int, int]:
-        """How many bits of a client's address tell flows apart, by backend id."""
-        return {number: _prefix(self._backends.services.part_of[number]) for number in numbers}
+    def _prefixes(self, numbers: Iterable[int]) -> Prefixes:
+        """Of the flows of these backends."""
+        return {number: self._prefix_by_number(self._backends.services.part_of[number]) for number in numbers}
+
+    def _prefix_by_number(self, part: Part) -> dict[int, int]:
+        succession = self._backends.affinities.successions[part.id]
+        return {each.number: each.affinity.prefix(part.family) for each in succession}
 
     def _targets(self, backend: str, service: str | None) -> dict[int, int]:
         """The backend id to which flows go, by the id of their service."""
@@ -115,7 +124,7 @@ class OpenFlows:
             left_s = int(row[Row.DEADLINE_S]) - now_s
             yield FlowStatus(
                 service=service,
-                source=_shown(_source(row), part),
+                source=_shown(_source(row), self._prefix_by_number(part).get(_number(row))),
                 backend=backend,
                 address=str(part.backends[number].address),
                 left_s=max(0, left_s),
@@ -126,14 +135,15 @@ class OpenFlows:
 class Read:
     """Reads the flows of some backends, and of a source."""
 
-    def __init__(self, table: FlowTable, prefixes: dict[int, int], source: Network | None, most: int) -> None:
-        """`prefixes`: how many bits of an address tell flows apart, by the id of each wanted backend."""
+    def __init__(self, table: FlowTable, prefixes: Prefixes, source: Network | None, most: int) -> None:
+        """`prefixes`: of the wanted backends."""
         self._table = table
         self._wanted = np.zeros(MAX_VALUE + 1, np.bool_)
         self._wanted[list(prefixes)] = True
-        self._prefix = np.zeros(MAX_VALUE + 1, np.int64)
-        self._prefix[list(prefixes)] = list(prefixes.values())
-        self._prefixes = set(prefixes.values())
+        self._prefix = np.zeros((MAX_BACKENDS, NUMBERS), np.int64)
+        for backend, by_number in prefixes.items():
+            self._prefix[backend, list(by_number)] = list(by_number.values())
+        self._prefixes = {each for by_number in prefixes.values() for each in by_number.values()}
         self._source = source
         self._most = most
         self._rows = np.zeros((_PIECE, len(Row)), np.uint64)
@@ -157,7 +167,8 @@ class Read:
     def _are_of(self, source: Network, rows: Words) -> npt.NDArray[np.bool_]:
         """Which of the rows are flows of a source; a flow may be that of the network around it."""
         are = np.zeros(len(rows), np.bool_)
-        prefixes = self._prefix[rows[:, Row.VALUE].astype(np.int64)]
+        numbers = (rows[:, Row.SCOPE] >> np.uint64(NUMBER_SHIFT)).astype(np.int64)
+        prefixes = self._prefix[rows[:, Row.VALUE].astype(np.int64), numbers]
         for prefix in self._prefixes:
             if prefix <= source.max_prefixlen:
                 around = source if prefix >= source.prefixlen else source.supernet(new_prefix=prefix)
@@ -175,15 +186,13 @@ def _within(rows: Words, source: Network) -> npt.NDArray[np.bool_]:
     return same
 
 
-def _prefix(part: Part) -> int:
-    affinity = part.service.affinity
-    return affinity.prefix4 if part.family == 4 else affinity.prefix6
-
-
-def _shown(source: Address, part: Part) -> str:
+def _shown(source: Address, prefix: int | None) -> str:
     """A client, or the network of clients that share a flow."""
-    prefix = _prefix(part)
-    return str(source) if prefix == source.max_prefixlen else f"{source}/{prefix}"
+    return str(source) if prefix in (None, source.max_prefixlen) else f"{source}/{prefix}"
+
+
+def _number(row: Words) -> int:
+    return int(row[Row.SCOPE]) >> NUMBER_SHIFT
 
 
 def _source(row: Words) -> Address:

@@ -18,13 +18,12 @@ from loaded_mp.packet.address import address128
 from loaded_mp.schedulers import scheduler_of
 from loaded_mp.schedulers.scheduler import Candidates, Slots
 from loaded_mp.services import Family, Part, may_begin_anything
+from loaded_mp.supervisor.affinities import Numbered, Succession, as_asked
 from loaded_mp.supervisor.service_state import weights
 from loaded_mp.supervisor.state import BackendState
 
 _ANY_PROTOCOL, _ALL_PORTS = 0, Ports(0, 65_535)
 
-#: Affinities that services had before those that they have, by service id.
-Before = Mapping[int, ClientAffinity]
 #: Slots that the operator's schedulers gave, uint16[n], backend ids, by service id.
 Tables = Mapping[int, Slots]
 _NO_SLOTS = np.empty(0, np.uint16)
@@ -34,7 +33,7 @@ _NO_SLOTS = np.empty(0, np.uint16)
 class Past:
     """What was before, as far as it still counts."""
 
-    affinities: Before = field(default_factory=dict)
+    affinities: Mapping[int, Succession] = field(default_factory=dict)  #: by service id
     held: Collection[int] = ()  #: service ids
     vips: Mapping[int, Address] = field(default_factory=dict)  #: of services that are gone, by VIP id
     tables: Tables = field(default_factory=dict)
@@ -174,7 +173,9 @@ def _fill_addresses(snapshot: Snapshot, parts: Sequence[Part]) -> None:
     snapshot.members[: len(members)] = [number for _, number in members]
 
 
-def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before, tables: Tables) -> None:
+def _fill_services(
+    snapshot: Snapshot, parts: Sequence[Part], affinities: Mapping[int, Succession], tables: Tables
+) -> None:
     """Needs the weights of the backends there already."""
     snapshot.services[:] = 0
     at = 0
@@ -188,6 +189,13 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before, ta
             slots = ids[_slots(service.scheduler, shares, keys, service.table_size)]
         behind = ids[np.flatnonzero(shares)] if service.limits_flows else ids[:0]
         taken = np.concatenate((slots, behind))
+        *before, now = affinities.get(part.id, (Numbered(0, service.affinity),))
+        for row, each in enumerate(as_asked(before)):
+            snapshot.affinities_before[part.id, row] = (
+                Affinity[each.affinity.kind.upper()],
+                *_network(part.family, each.affinity),
+                each.number,
+            )
         snapshot.slots[at : at + taken.size] = taken
         snapshot.services[part.id] = (
             at,
@@ -197,13 +205,13 @@ def _fill_services(snapshot: Snapshot, parts: Sequence[Part], before: Before, ta
             service.other_idle_s,
             service.unconfirmed_s,
             FORWARDINGS[service.forwarding].answer,
-            Affinity[service.affinity.kind.upper()],
+            Affinity[now.affinity.kind.upper()],
             scheduler.pick,
             scheduler.plus,
             scheduler.weighted,
-            *_network(part.family, service.affinity),
-            Affinity[before[part.id].kind.upper()] if part.id in before else -1,
-            *_network(part.family, before.get(part.id, service.affinity)),
+            *_network(part.family, now.affinity),
+            now.number,
+            len(before),
             service.tcp_fin_idle_s,
             service.all_down == "reject",
             behind.size,
@@ -222,7 +230,7 @@ def _own_slots(snapshot: Snapshot, part: Part, tables: Tables) -> Slots:
 
 def _network(family: Family, affinity: ClientAffinity) -> tuple[int, int]:
     """Which bits of a client's address count: both halves of an Address128 as int64."""
-    bits = 96 + affinity.prefix4 if family == 4 else affinity.prefix6
+    bits = affinity.prefix(family) + (96 if family == 4 else 0)
     mask = (1 << 128) - (1 << (128 - bits))
     high, low = np.array([mask >> 64, mask & (1 << 64) - 1], np.uint64).astype(np.int64).tolist()
     return high, low

@@ -15,7 +15,7 @@ from loaded_mp.lab.daemon import Daemon, loaded_mp
 from loaded_mp.lab.lab import VIP4, VIP6, Lab, Options
 from loaded_mp.lab.talk import Line
 from loaded_mp.lab.wait import wait_until
-from loaded_mp.status import Forecast, Outcome
+from loaded_mp.status import FlowsStatus, FlowStatus, Forecast, Outcome
 
 SOURCES = 40
 RELOADS = 6
@@ -125,6 +125,41 @@ def test_what_if_is_what_then_happens(lab: Lab, path: Path) -> None:
         address: each.flows for address, each in daemon.backends().items() if "." in address
     }
     daemon.stop()
+
+
+def test_connections_outlive_changes_of_affinity_and_a_restart(lab: Lab, daemon: Daemon, path: Path) -> None:
+    talking: dict[Line, str] = {}
+
+    def stay() -> None:
+        assert {line: line.ask() for line in talking} == talking
+
+    for number, affinity in enumerate(("source", "connection", "source/24/64", "connection", "source")):
+        path.write_text(
+            lab.config(workers=2, checked=False, service=f'affinity = "{affinity}"\ntcp_idle_s = 5')
+        )
+        said(lab, "reload")
+        stay()
+        for vip in (VIP4, VIP6):
+            new = [Line(lab.client, vip, source) for source in lab.sources(vip)[2 * number : 2 * number + 3]]
+            talking |= {line: line.ask() for line in new}
+        stay()
+    said(lab, "restart")
+    wait_until(lambda: daemon.log.count("event=ready") == 2, "the restarted daemon", 30.0)
+    stay()
+    assert {each.source for each in flows(daemon) if "/24" in each.source} == {"198.18.0.0/24"}
+    wait_until(lambda: not flows(daemon), "the end of all flows", 20.0)
+
+    def repeats() -> bool:
+        before = daemon.status().fast_path.counters["to_backend"]
+        homes(lab)
+        return daemon.status().fast_path.counters["to_backend"] > before
+
+    if not daemon.status().fast_path.why_not:
+        wait_until(repeats, "the fast path, as no flow from before is left", 20.0)
+
+
+def flows(daemon: Daemon) -> tuple[FlowStatus, ...]:
+    return daemon.ask("flows", FlowsStatus, most=1_000).flows
 
 
 def test_what_a_reload_cannot_do_is_said_and_the_rest_is_done(lab: Lab, daemon: Daemon, path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import numba
 import numpy as np
 
-from loaded_mp.config.model import Backend, ClientAffinity, Config, Service
+from loaded_mp.config.model import Backend, Config, Service
 from loaded_mp.flows.flow import Flow
 from loaded_mp.memory.segment import new_segment
 from loaded_mp.memory.snapshot import Snapshot, snapshot_fields, snapshot_from
 from loaded_mp.packet.address import Address128
 from loaded_mp.services import Ids, Part
+from loaded_mp.supervisor.affinities import Affinities
 from loaded_mp.supervisor.snapshots import Past, fill
 from loaded_mp.supervisor.state import BackendState, Stops
 
@@ -41,7 +42,7 @@ def build(
     ids: Ids | None = None,
     down: tuple[int, ...] = (),
     stops: Mapping[int, Stops] = {},
-    before: Mapping[int, ClientAffinity] = {},
+    affinities: Affinities | None = None,
 ) -> tuple[Snapshot, tuple[Part, ...]]:
     """A snapshot in which every backend but `down` is usable at its configured weight."""
     expanded = (ids or Ids()).expand(Config(services=services))
@@ -49,7 +50,9 @@ def build(
     for number, stop in stops.items():
         states[number].stops = stop
     snapshot = new_snapshot()
-    fill(snapshot, expanded.parts, states, Past(before))
+    affinities = affinities or Affinities()
+    affinities.follow(expanded.parts)
+    fill(snapshot, expanded.parts, states, Past(affinities.successions))
     return snapshot, expanded.parts
 
 

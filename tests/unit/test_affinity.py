@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from building import build, service
+from building import service
 from pydantic import ValidationError
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -131,41 +131,3 @@ def test_without_affinity_each_packet_goes_by_itself(version: int) -> None:
             assert (IP if version == 4 else IPv6)(data).src == VIP[version]
     with pytest.raises(ValidationError, match="udp only"):
         service("web", VIPS, dict.fromkeys(ALL, 1), affinity="none")
-
-
-@both
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("source", "connection"),
-        ("connection", "source"),
-        ("source", "source/24/64"),
-        ("source/24/64", "source"),
-        ("source/24/64", "connection"),
-    ],
-)
-def test_no_connection_notices_another_affinity(version: int, old: str, new: str) -> None:
-    world = World(web(affinity=old))
-    ends = [(client(version, 0, host), port) for host in range(1, 4) for port in range(1, 8)]
-    homes = {}
-    for source, port in ends:
-        for flags in ("S", "A"):
-            homes[source, port] = world.backend_of(
-                packet(version, source, TCP(sport=port, dport=80, flags=flags))
-            )
-    numbers = {part.id: ClientAffinity.model_validate(old) for part in world.parts}
-    world.snapshot, world.parts = build(web(affinity=new), ids=world.ids, before=numbers)
-    sources = [*(source for source, _ in ends), *(client(version, 0, host) for host in range(100, 110))]
-    for number, source in enumerate(sources):
-        for flags in ("S", "A", "PA"):
-            ends_of = TCP(sport=1_000 + number, dport=80, flags=flags)
-            backend = world.backend_of(packet(version, source, ends_of))
-            assert homes.setdefault((source, 1_000 + number), backend) == backend
-        answer = TCP(sport=80, dport=1_000 + number, flags="PA")
-        assert world.reply(reply(version, backend, source, answer))[0] == Reason.OK
-    for _ in range(2):
-        for (source, port), backend in homes.items():
-            segment = TCP(sport=port, dport=80, flags="A")
-            assert world.backend_of(packet(version, source, segment)) == backend
-            answer = TCP(sport=80, dport=port, flags="PA")
-            assert world.reply(reply(version, backend, source, answer))[0] == Reason.OK

@@ -1,23 +1,236 @@
-"""What a service remembers of the affinity that it had before."""
+"""Affinities that services had before: no connection notices the change, and none is remembered for good."""
 
-from building import service
+from typing import Any
+
+import numpy as np
+import pytest
+from building import many, service
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from world import BACKENDS, VIP, World, web
 
 from loaded_mp.config.model import Config
+from loaded_mp.flows.table import MAX_VALUE, expire
 from loaded_mp.memory.shared import new_shared_memory
+from loaded_mp.memory.snapshot import MAX_BEFORE, ServiceColumn
+from loaded_mp.packet.reasons import Reason
+from loaded_mp.supervisor.affinities import Outlived
 from loaded_mp.supervisor.backends import Backends
+from loaded_mp.supervisor.handover import Adopted, read_state
+
+both = pytest.mark.parametrize("version", [4, 6])
+AFFINITIES = ["source", "source/24/64", "source/16/32", "connection"]
+
+
+def client(version: int, network: int, host: int) -> str:
+    return f"198.51.{network}.{host}" if version == 4 else f"2001:db8:0:{network}::{host}"
+
+
+class Clients:
+    """Clients of one world, who find each of their connections where it began."""
+
+    def __init__(self, version: int, affinity: str) -> None:
+        self.version = version
+        self.world = World(web(affinity=affinity), flows=1_024)
+        self.affinity = affinity
+        self.down: tuple[str, ...] = ()
+        self.homes: dict[tuple[str, str, int], str] = {}  #: by protocol, address and port
+        self.outlived = Outlived(self.world.table, self.world.affinities, self.publish)
+
+    def publish(self) -> None:
+        self.world.publish(web(affinity=self.affinity), down=self.down)
+
+    def change(self, affinity: str) -> None:
+        self.affinity = affinity
+        self.publish()
+
+    def take_down(self, backend: str) -> None:
+        self.down = (backend,)
+        self.publish()
+        self.homes = {ends: home for ends, home in self.homes.items() if home != backend}
+
+    def take_up(self) -> None:
+        self.down = ()
+        self.publish()
+
+    def send(self, protocol: str, source: str, port: int, flags: str = "A") -> str:
+        layer = TCP(sport=port, dport=80, flags=flags) if protocol == "tcp" else UDP(sport=port, dport=80)
+        return self.world.backend_of(self._ip(source, VIP[self.version], layer))
+
+    def begin(self, protocol: str, source: str, port: int) -> None:
+        self.homes[protocol, source, port] = self.send(protocol, source, port, "S")
+
+    def end(self, protocol: str, source: str, port: int) -> None:
+        if self.homes.pop((protocol, source, port), ""):
+            self.send(protocol, source, port, "FA")
+
+    def go_on(self) -> None:
+        """Each connection is where it was, in both directions, also where conntrack has forgotten it."""
+        for (protocol, source, port), home in self.homes.items():
+            assert self.send(protocol, source, port) == home
+            answer = TCP(sport=80, dport=port, flags="PA") if protocol == "tcp" else UDP(sport=80, dport=port)
+            for forgotten in (False, True):
+                reason, data = self.world.reply(self._ip(home, source, answer), forgotten=forgotten)
+                assert reason == Reason.OK
+                assert self._ip(data).src == VIP[self.version]
+
+    def sweep(self) -> None:
+        self.outlived.begin()
+        self.outlived.visit(0, self.world.table.words.size)
+        self.outlived.end()
+
+    def _ip(self, *parts: Any) -> Any:
+        layer = IP if self.version == 4 else IPv6
+        if len(parts) == 1:
+            return layer(parts[0])
+        source, destination, upper = parts
+        return layer(src=source, dst=destination) / upper
+
+
+@both
+@pytest.mark.parametrize("new", AFFINITIES)
+@pytest.mark.parametrize("old", AFFINITIES)
+def test_no_connection_notices_another_affinity(version: int, old: str, new: str) -> None:
+    clients = Clients(version, old)
+    for host in range(1, 4):
+        for port in range(1, 4):
+            clients.begin("tcp", client(version, 0, host), port)
+    clients.change(new)
+    for host in (*range(1, 4), *range(100, 104)):
+        clients.begin("tcp", client(version, 0, host), 1_000 + host)
+    clients.go_on()
+
+
+ENDS = st.tuples(st.sampled_from(["tcp", "udp"]), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
+EVENTS = st.one_of(
+    st.tuples(st.just("begin"), ENDS),
+    st.tuples(st.just("begin"), ENDS),
+    st.tuples(st.just("end"), ENDS),
+    st.tuples(st.just("down"), st.integers(0, 2)),
+    st.tuples(st.just("up")),
+    st.tuples(st.just("sweep")),
+)
+#: What happens to clients, and between that as many changes of affinity as are remembered.
+LIVES = st.lists(
+    st.tuples(st.sampled_from(AFFINITIES), st.lists(EVENTS, min_size=1, max_size=6)),
+    min_size=2,
+    max_size=1 + MAX_BEFORE,
+)
+
+
+@settings(deadline=None, max_examples=many(400))
+@given(version=st.sampled_from([4, 6]), lives=LIVES)
+def test_each_connection_stays_where_it_began(
+    version: int, lives: list[tuple[str, list[tuple[Any, ...]]]]
+) -> None:
+    clients = Clients(version, lives[0][0])
+    for affinity, events in lives:
+        clients.change(affinity)
+        for what, *more in events:
+            match what, more:
+                case "begin" | "end", [(protocol, network, host, port)]:
+                    getattr(clients, what)(protocol, client(version, network, host), port)
+                case "down", [number]:
+                    clients.take_down(BACKENDS[version][number])
+                case "up", []:
+                    clients.take_up()
+                case "sweep", []:
+                    clients.sweep()
+            clients.go_on()
+
+
+@both
+def test_the_ports_of_a_connection_that_has_ended_begin_another_one(version: int) -> None:
+    clients = Clients(version, "connection")
+    source = client(version, 0, 1)
+    for port in (1, 2, 3):
+        clients.begin("tcp", source, port)
+    home = clients.homes["tcp", source, 3]
+    clients.end("tcp", source, 1)
+    clients.change("source")
+    clients.begin("tcp", source, 4)
+    for port in (1, 5):
+        clients.begin("tcp", source, port)
+        assert clients.homes["tcp", source, port] == clients.homes["tcp", source, 4]
+    clients.go_on()
+    assert clients.homes["tcp", source, 3] == home
+
+
+@both
+def test_who_has_moved_stays_when_the_backend_from_before_is_up_again(version: int) -> None:
+    clients = Clients(version, "source")
+    source = client(version, 0, 1)
+    clients.begin("tcp", source, 1)
+    clients.change("source/24/64")
+    clients.take_down(clients.homes["tcp", source, 1])
+    clients.begin("tcp", source, 2)
+    clients.take_up()
+    clients.go_on()
 
 
 def with_affinity(affinity: str) -> Config:
     return Config(services=(service("web", ["192.0.2.10"], {"10.0.0.1": 1}, affinity=affinity),))
 
 
-def test_a_second_change_says_whose_flows_move() -> None:
+def test_more_changes_than_are_remembered_are_said() -> None:
     supervised = Backends(new_shared_memory(1_024, 1), with_affinity("connection"))
 
     def may_move(affinity: str) -> list[str]:
         return list(supervised.may_move(supervised.imagined(with_affinity(affinity))))
 
-    assert may_move("source/24") == []
-    supervised.configure(supervised.expand(with_affinity("source/24"), supervised.services))
-    assert may_move("source") == ["service web: IPv4 flows from before its last change of affinity move"]
-    assert may_move("source/24") == may_move("connection") == []
+    for prefix in range(24, 24 + MAX_BEFORE):
+        assert may_move(f"source/{prefix}") == []
+        supervised.configure(supervised.expand(with_affinity(f"source/{prefix}"), supervised.services))
+    assert may_move("source/27/64") == [], "of IPv4 that is the same"
+    assert may_move("source") == ["service web: IPv4 flows from before its last 4 changes of affinity move"]
+
+
+def test_an_affinity_is_forgotten_once_no_flow_is_of_it() -> None:
+    clients = Clients(4, "source")
+    source = client(4, 0, 1)
+    clients.begin("tcp", source, 1)
+    clients.change("connection")
+    clients.begin("tcp", source, 2)
+    clients.change("source/24/64")
+
+    def remembered() -> list[str]:
+        """Of IPv4, with as many in the snapshot; of IPv6 there are no flows."""
+        (part,) = (each for each in clients.world.parts if each.family == 4)
+        *before, _ = clients.world.affinities.successions[part.id]
+        assert clients.world.snapshot.services[part.id, ServiceColumn.BEFORE] == len(before)
+        return [str(each.affinity) for each in before]
+
+    for _ in range(3):
+        clients.sweep()
+        assert remembered() == ["source", "connection"]
+    clients.world.now_s += 10_000
+    table = clients.world.table
+    expire(table, 0, table.words.size, clients.world.now_s, np.zeros(MAX_VALUE + 1, np.int64))
+    clients.homes.clear()
+    clients.begin("udp", source, 3)
+    clients.change("source")
+    clients.sweep()
+    assert remembered() == ["source/24/64"], "it was known for less than a pass, or has a flow"
+    clients.sweep()
+    assert remembered() == ["source/24/64"]
+    clients.go_on()
+
+
+def test_it_outlives_a_hand_over() -> None:
+    memory = new_shared_memory(1_024, 1)
+    ran = Backends(memory, with_affinity("connection"))
+    ran.configure(ran.expand(with_affinity("source/24"), ran.services))
+    ran.note()
+    noted = read_state(memory)
+    assert noted
+    for affinity, expected in (
+        ("source/24", ["connection", "source/24/128"]),
+        ("source", ["connection", "source/24/128", "source"]),
+    ):
+        adopted = Adopted(memory, 0, *noted, {}, [], [])
+        goes_on = Backends(memory, with_affinity(affinity), adopted)
+        (succession,) = goes_on.affinities.successions.values()
+        assert [str(each.affinity) for each in succession] == expected
+        assert [each.number for each in succession] == list(range(len(expected)))

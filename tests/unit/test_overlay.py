@@ -7,6 +7,7 @@ from loaded_mp.config.model import Backend, Config
 from loaded_mp.fields import Endpoint
 from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.services import Ids
+from loaded_mp.supervisor.affinities import Affinities
 from loaded_mp.supervisor.handover import read_state, write_state
 from loaded_mp.supervisor.overlay import MisfitError, Overlay, with_backend, without_backend
 
@@ -103,7 +104,7 @@ def test_who_is_not_there_cannot_be_removed() -> None:
 def test_it_outlives_a_hand_over() -> None:
     overlay = Overlay().adding("web", backend("10.0.0.9", 3)).removing("both", at("10.0.0.1"))
     memory = new_shared_memory(1_024, 1)
-    write_state(memory, Ids(), {}, overlay)
+    write_state(memory, Ids(), {}, overlay, Affinities())
     noted = read_state(memory)
     assert noted
     assert noted[2] == overlay

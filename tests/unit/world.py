@@ -27,6 +27,7 @@ from loaded_mp.memory.shared import SharedMemory, new_shared_memory
 from loaded_mp.packet.reasons import Fate, Reason
 from loaded_mp.packet.tunnel import ROOM
 from loaded_mp.services import Ids
+from loaded_mp.supervisor.affinities import Affinities
 from loaded_mp.supervisor.state import Stops
 
 VIP = {4: "192.0.2.10", 6: "2001:db8::10"}
@@ -76,6 +77,7 @@ class World:
 
     def __init__(self, *services: Service, flows: int = 65_536, memory: SharedMemory | None = None) -> None:
         self.ids = Ids()
+        self.affinities = Affinities()
         self.memory = memory or new_shared_memory(flows, 1)
         self.memory.table.secret[:] = 1, 2
         self.now_s = 1000
@@ -93,7 +95,9 @@ class World:
         }
         numbers = tuple(number for (_, address), number in self.backends.items() if address in down)
         stopping = {n: stops[address] for (_, address), n in self.backends.items() if address in stops}
-        self.snapshot, self.parts = build(*services, ids=self.ids, down=numbers, stops=stopping)
+        self.snapshot, self.parts = build(
+            *services, ids=self.ids, down=numbers, stops=stopping, affinities=self.affinities
+        )
 
     @property
     def work(self) -> Work:

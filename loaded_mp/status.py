@@ -33,6 +33,7 @@ class BackendStatus(_Model):
     weight: int  #: as configured
     weight_wanted: int | None = None  #: the operator's, in its place
     effective_weight: int  #: 0 while it is down
+    backup: bool = False  #: it serves only while no other backend of the service can
     wanted: Wanted
     up: bool
     since_s: float  #: seconds since it last went up or down

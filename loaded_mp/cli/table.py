@@ -86,7 +86,8 @@ def _backend(backend: BackendStatus) -> Text:
         else:  # they do not pass this machine
             totals += ["-", "-"]
             seconds += ["", ""]
-    said = f"  {state(backend)}, weight {backend.effective_weight}/{backend.weight}"
+    role = ", backup" if backend.backup else ""
+    said = f"  {state(backend)}{role}, weight {backend.effective_weight}/{backend.weight}"
     if backend.most_flows:
         said += f", {'full: ' if backend.full else ''}at most {backend.most_flows:,} flows"
     colour = (

@@ -132,6 +132,7 @@ class Report:
             weight=backend.weight,
             weight_wanted=state.weight,
             effective_weight=state.effective_weight(backend.weight),
+            backup=backend.backup,
             up=state.up,
             wanted=state.wanted,
             since_s=time.monotonic() - state.since_s,

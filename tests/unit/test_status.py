@@ -122,6 +122,12 @@ def test_of_thousands_of_backends_some_are_shown() -> None:
     assert names("web1", without_new=True) == []
 
 
+def test_a_backup_is_said_to_be_one() -> None:
+    waiting = BACKEND.model_copy(update={"backup": True, "effective_weight": 0})
+    assert ", backup, weight 0/3" in shown(with_backends(BACKEND, waiting), 80)
+    assert shown(with_backends(BACKEND, waiting), 80).count("backup,") == 1
+
+
 def test_as_ipvsadm() -> None:
     (service,) = with_backends(BACKEND).services
     six = BACKEND.model_copy(

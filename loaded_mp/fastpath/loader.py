@@ -29,7 +29,7 @@ from loaded_mp.memory.shared import KernelSetting, SharedMemory
 
 log = logging.getLogger(__name__)
 
-#: In the order in which they see a packet.
+#: Of packets that come in either the first or the second sees all.
 _DIRECTIONS = {"ingress": Direction.INGRESS, "redirect": Direction.INGRESS, "egress": Direction.EGRESS}
 _FILE = "fastpath.o"
 _COMPILE_S = 120.0
@@ -57,7 +57,7 @@ class FastPath:
         """
         self.mode = mode
         self._wanted = tuple(dict.fromkeys(wanted))
-        self._names = [name for name in _DIRECTIONS if name != "redirect" or mode == "redirect"]
+        self._names = ["redirect" if mode == "redirect" else "ingress", "egress"]
         self._programs: dict[str, int] = {}
         self._links: dict[tuple[str, str], int] = {}
         self._earlier = list(links)

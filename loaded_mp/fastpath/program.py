@@ -11,7 +11,7 @@ from loaded_mp.compiled import Bytes, bounded, compiled
 from loaded_mp.datapath.counting import count_begun, count_to_backend, count_to_client, count_words
 from loaded_mp.datapath.lookup import address_row, answers, ends_of
 from loaded_mp.datapath.work import Work
-from loaded_mp.fastpath.decide import decide, plain
+from loaded_mp.fastpath.decide import Change, decide, plain
 from loaded_mp.fastpath.kernel import context_word, helper, scratch, set_context_word
 from loaded_mp.fastpath.packet import MARK, End, put, read, settings, window, work_of
 from loaded_mp.memory.counters import FastPathCounter
@@ -19,16 +19,14 @@ from loaded_mp.memory.marks import LEAVES, LEAVES_MASK, LEAVING
 from loaded_mp.memory.shared import KernelSetting
 from loaded_mp.memory.snapshot import PortColumn
 from loaded_mp.packet.address import address_length, destination_at, source_at
-from loaded_mp.packet.header import TCP
+from loaded_mp.packet.header import TCP, Header
 from loaded_mp.packet.reasons import Reason
 from loaded_mp.packet.reset import step_of
 
 # include/uapi/linux/pkt_cls.h
 NEXT, _SHOT = -1, 2
-# struct __sk_buff: cb, what programs tell those after them.
-TOLD, TOLD_BACKEND = 48, 52
-#: What `ingress` tells: this, and how the packet goes.
-TELLS = 0x4C51_0000
+# struct __sk_buff
+IFINDEX = 40
 _ONE = np.uint64(1)
 _ENODEV = 19
 #: Here it only says whether there is an interface with this index.
@@ -39,13 +37,16 @@ _length = scratch(np.uint32, 2)
 @compiled
 def ingress(skb: int) -> int:
     """For each packet that comes in."""
-    set_context_word(skb, TOLD, 0)
     packet = window()
     length = read(skb, packet)
-    if length == 0:
-        return NEXT
-    work = work_of()
-    header = plain(packet, length)
+    if length:
+        carry_out(skb, packet, plain(packet, length), work_of())
+    return NEXT
+
+
+@compiled
+def carry_out(skb: int, packet: Bytes, header: Header, work: Work) -> Change:
+    """Do and count what is decided about a packet that came in; what became of it."""
     change = decide(packet, header, settings(0)[KernelSetting.LONGEST], work)
     way = change.way
     if way == FastPathCounter.TO_CLIENT and not _egress_is_there(skb):
@@ -62,18 +63,16 @@ def ingress(skb: int) -> int:
     if way in (FastPathCounter.TO_BACKEND, FastPathCounter.TO_CLIENT):
         set_context_word(skb, MARK, change.mark)
     work.counted[way] += _ONE
-    set_context_word(skb, TOLD, TELLS + way)
-    set_context_word(skb, TOLD_BACKEND, change.backend)
-    return NEXT
+    return Change(way, change.backend, change.port, change.mark)
 
 
 @compiled
 def _egress_is_there(skb: int) -> bool:
     """Whether `egress` sees what leaves: an interface may have been made anew, and its name is in rules."""
-    length = _length()
+    length, came = _length(), context_word(skb, IFINDEX)
     for name in (KernelSetting.PUBLIC, KernelSetting.PRIVATE):
         index = settings(0)[name]
-        if index == 0 or _check_mtu(skb, index, length, 0, 0) == -_ENODEV:
+        if index == 0 or (index != came and _check_mtu(skb, index, length, 0, 0) == -_ENODEV):
             return False
     return True
 

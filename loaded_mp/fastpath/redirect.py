@@ -1,9 +1,9 @@
 """The program that sends packets straight to a neighbour. Only the process that compiles it imports this.
 
-`redirect` sees what `ingress` has seen, told by that how a packet goes. Requests between the public and the
-private interface, and replies back, pass by FORWARD rules, conntrack and `egress`: what is known of the
-connection of a reply is only whether it is one of those that came by no VIP. What routing sends elsewhere,
-or what does not fit there, goes through the stack.
+`redirect` stands in the place of `ingress`, does the same, and goes on from there. Requests between the
+public and the private interface, and replies back, pass by FORWARD rules, conntrack and `egress`: what is
+known of the connection of a reply is only whether it is one of those that came by no VIP. What routing sends
+elsewhere, or what does not fit there, goes through the stack.
 """
 
 import numpy as np
@@ -30,14 +30,13 @@ from loaded_mp.fastpath.packet import (
     window,
     work_of,
 )
-from loaded_mp.fastpath.program import NEXT, TELLS, TOLD, TOLD_BACKEND
+from loaded_mp.fastpath.program import IFINDEX, NEXT, carry_out
 from loaded_mp.memory.counters import FastPathCounter
 from loaded_mp.memory.shared import KernelSetting
 from loaded_mp.memory.snapshot import Flag
 from loaded_mp.packet.address import address_length, source_at
 from loaded_mp.packet.checksum import read16
 from loaded_mp.packet.header import KIND_PORTS, KIND_QUERY, TCP, Header
-from loaded_mp.packet.reasons import Reason
 from loaded_mp.packet.reset import Step, step_of
 
 #: A struct bpf_fib_lookup, in 32-bit words of the machine's byte order.
@@ -51,7 +50,7 @@ _SKIP_NEIGHBOUR = 4
 _HOP_BYTES, _NEIGHBOUR_BYTES = 64, 20
 _AF_INET, _AF_INET6 = 2, 10
 # struct __sk_buff
-_IFINDEX, _GSO_SIZE = 40, 176
+_GSO_SIZE = 176
 
 _UDP_HEADER = 8
 _ECHO_REPLY, _ECHO_REPLY6 = 0, 129  # RFC 792; RFC 4443, 4.2
@@ -64,26 +63,23 @@ _hop, _direct = scratch(np.uint32, _HOP_BYTES // 4), shared_field("kernel_direct
 
 @compiled
 def redirect(skb: int) -> int:
-    """For each packet that comes in, after `ingress`."""
-    way = context_word(skb, TOLD) - TELLS
-    if way not in (FastPathCounter.TO_BACKEND, FastPathCounter.TO_CLIENT, FastPathCounter.FOREIGN):
-        return NEXT
+    """For each packet that comes in."""
     packet, hop = window(), _hop()
     length = read(skb, packet)
     if length == 0:
         return NEXT
     work = work_of()
     header = plain(packet, length)
-    if header.reason != Reason.OK:
+    way, backend, _, _ = carry_out(skb, packet, header, work)
+    if way not in (FastPathCounter.TO_BACKEND, FastPathCounter.TO_CLIENT, FastPathCounter.FOREIGN):
         return NEXT
-    backend = context_word(skb, TOLD_BACKEND)
     if way == FastPathCounter.FOREIGN:
         _note_direct(packet, header, True, work)
         return NEXT
     to_client = way == FastPathCounter.TO_CLIENT
     out = settings(0)[KernelSetting.PUBLIC if to_client else KernelSetting.PRIVATE]
     came = settings(0)[KernelSetting.PRIVATE if to_client else KernelSetting.PUBLIC]
-    if work.snapshot.backend_flags[backend] & _UNSURE or context_word(skb, _IFINDEX) != came:
+    if work.snapshot.backend_flags[backend] & _UNSURE or context_word(skb, IFINDEX) != came:
         return NEXT
     if to_client and not _is_reply_by_vip(packet, header, work):
         return NEXT
@@ -156,7 +152,7 @@ def _look_up(skb: int, packet: Bytes, header: Header, hop: Hop) -> int:
         destination_port = swapped(read16(packet, header.upper + 2))
     hop[0] = (_AF_INET if header.version == 4 else _AF_INET6) | header.protocol << 8 | source_port << 16
     hop[1] = destination_port | min(length, 0xFFFF) << 16
-    hop[2] = context_word(skb, _IFINDEX)
+    hop[2] = context_word(skb, IFINDEX)
     if header.version == 4:
         hop[3] = packet[1]  # the type of service
         load_bytes(skb, ETHERNET + 12, hop[4:5], 4)

@@ -30,7 +30,7 @@ from loaded_mp.memory.snapshot import Snapshot
 from loaded_mp.packet.reasons import Reason
 
 #: Of a million that the verifier follows.
-MOST_VERIFIED = 500_000
+MOST_VERIFIED = 750_000
 ETHERNET = {4: bytes(12) + b"\x08\x00", 6: bytes(12) + b"\x86\xdd"}
 COMPLETE = 1 << 2  #: BPF_F_TEST_SKB_CHECKSUM_COMPLETE
 LOOPBACK = 1  #: the index of an interface that is always there

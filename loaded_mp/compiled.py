@@ -52,6 +52,7 @@ def compiled(function: Function) -> Function:
         )
         return cast(Function, decorator(function))
     decorator = numba.njit(
+        no_cfunc_wrapper=True,
         cache=bool(numba.config.CACHE_DIR),
         nogil=True,
         error_model="numpy",

@@ -41,23 +41,14 @@ def compiled(function: Function) -> Function:
     package, _, module = function.__module__.partition(".")
     if package == __package__ and module.split(".")[0] not in (*PACKAGES, "compiled"):
         raise ImportError(f"{function.__module__} holds a compiled function: name its package in PACKAGES")
-    if _FOR_KERNEL:
-        decorator = numba.njit(
-            nogil=True,
-            error_model="numpy",
-            forceinline=True,
-            _nrt=False,
-            no_cpython_wrapper=True,
-            no_cfunc_wrapper=True,
-        )
-        return cast(Function, decorator(function))
     decorator = numba.njit(
-        no_cfunc_wrapper=True,
-        cache=bool(numba.config.CACHE_DIR),
+        cache=bool(numba.config.CACHE_DIR) and not _FOR_KERNEL,
         nogil=True,
         error_model="numpy",
         forceinline=True,
         _nrt=False,
+        no_cpython_wrapper=_FOR_KERNEL,
+        no_cfunc_wrapper=True,
     )
     return cast(Function, decorator(function))
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.compiled import Bytes, compiled, signed
-from loaded_mp.datapath.affinity import known_flow
+from loaded_mp.datapath.affinity import client_flow, known_flow
 from loaded_mp.datapath.lookup import ends_of, service_of, vip_row
 from loaded_mp.datapath.messages import Queued, from_client
 from loaded_mp.datapath.system import Longs
@@ -143,4 +143,7 @@ def _is_stranger(packet: Bytes, queued: Queued, work: Work) -> bool:
     if vip < 0:
         return False
     service = service_of(work.snapshot, vip, ends.protocol, ends.service_port, queued.mark)
-    return service >= 0 and find(work.table, known_flow(work, service, ends, Step.GOES_ON))[0] < 0
+    if service < 0:
+        return False
+    own = client_flow(work, service, ends)
+    return find(work.table, known_flow(work, service, own, ends, Step.GOES_ON))[0] < 0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loaded_mp.compiled import compiled
-from loaded_mp.datapath.affinity import client_flow, is_connection, known_flow
+from loaded_mp.datapath.affinity import client_flow, is_connection, kind_of, known_flow
 from loaded_mp.datapath.lookup import Ends, service_of, vip_row
 from loaded_mp.datapath.open_flows import count_ended, count_evicted, count_flow
 from loaded_mp.datapath.picks import ALL_FULL, NO_BACKEND, pick, pick_for_good
@@ -31,14 +31,14 @@ def backend_for(work: Work, service: int, ends: Ends, step: int) -> int:
     """
     row = work.snapshot.services[service]
     own = client_flow(work, service, ends)
-    if row[ServiceColumn.AFFINITY] == Affinity.NONE:
+    if kind_of(work, service) == Affinity.NONE:
         return pick_for_good(work, service, own, ends.server)
     first_s = _idle_s(work, service, ends.protocol)
     # Of a connection that the kernel goes on with, no second packet is seen.
     if row[ServiceColumn.ANSWER] != Answer.MARK:
         first_s = min(first_s, row[ServiceColumn.UNCONFIRMED_S])
     for _ in range(_TRIES):
-        flow = known_flow(work, service, ends, step)
+        flow = known_flow(work, service, own, ends, step)
         held = _go_on(work, service, flow, ends, step)
         if held >= 0:
             return held
@@ -85,12 +85,12 @@ def foresee(work: Work, ends: Ends, port: int, mark: int) -> Foreseen:
     service = service_of(work.snapshot, vip, ends.protocol, port, mark) if vip >= 0 else -1
     if service < 0:
         return Foreseen(-1, -1, -1, -1)
-    row = work.snapshot.services[service]
     own = client_flow(work, service, ends)
-    if row[ServiceColumn.AFFINITY] == Affinity.NONE:
+    if kind_of(work, service) == Affinity.NONE:
         return Foreseen(service, -1, -1, pick(work, service, own, ends.server))
     step = Step.BEGINS if ends.protocol == TCP else Step.GOES_ON
-    entry, _, held, stays = _held(work, service, known_flow(work, service, ends, step), ends, step)
+    flow = known_flow(work, service, own, ends, step)
+    entry, _, held, stays = _held(work, service, flow, ends, step)
     return Foreseen(service, entry, held, held if stays else pick(work, service, own, ends.server))
 
 
@@ -133,14 +133,14 @@ def keep(work: Work, service: int, flow: Flow, ends: Ends, step: int) -> int:
 def renew(work: Work, backend: int, ends: Ends, step: int) -> None:
     """Let a client's flow live on, as its backend has answered; if it is forgotten, enter it again."""
     service = work.snapshot.backend_services[backend]
-    if work.snapshot.services[service][ServiceColumn.AFFINITY] == Affinity.NONE:
+    if kind_of(work, service) == Affinity.NONE:
         return
-    flow = known_flow(work, service, ends, step)
+    own = client_flow(work, service, ends)
+    flow = known_flow(work, service, own, ends, step)
     held = answered(work, backend, flow, ends, step)
     if held == backend and step in (Step.ENDS, Step.BREAKS):
         _close(work, service, flow)
     elif held < 0 and work.snapshot.backend_flags[backend] & Flag.USABLE and step != Step.BREAKS:
-        own = client_flow(work, service, ends)
         held, evicted = insert(work.table, own, backend, work.now_s + _answered_s(work, service, ends, step))
         count_evicted(work, evicted)
         if held == backend:
@@ -191,7 +191,8 @@ def _close(work: Work, service: int, flow: Flow) -> None:
 @compiled
 def home_of(work: Work, service: int, ends: Ends) -> int:
     """The backend that a client has in a service; -1 if it has none."""
-    entry, word = find(work.table, known_flow(work, service, ends, Step.GOES_ON))
+    own = client_flow(work, service, ends)
+    entry, word = find(work.table, known_flow(work, service, own, ends, Step.GOES_ON))
     backend = value_of(word) & ~CLOSING
     return backend if entry >= 0 and _serves(work, backend, service) else -1
 
@@ -200,7 +201,7 @@ def home_of(work: Work, service: int, ends: Ends) -> int:
 def has_flow(work: Work, backend: int, ends: Ends) -> bool:
     """Whether a client's flow goes to a backend; where there are no flows, it may."""
     service = work.snapshot.backend_services[backend]
-    if work.snapshot.services[service][ServiceColumn.AFFINITY] == Affinity.NONE:
+    if kind_of(work, service) == Affinity.NONE:
         return True
     return bool(home_of(work, service, ends) == backend)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.compiled import compiled, signed
+from loaded_mp.datapath.affinity import within
 from loaded_mp.datapath.locality import remember, remembered
 from loaded_mp.datapath.open_flows import is_full, open_flows
 from loaded_mp.datapath.work import Work
@@ -96,10 +97,8 @@ def pick_all(work: Work, service: int, clients: Words, vips: Words, picked: Long
 
     `clients` and `vips` are uint64[n, 2], addresses as Address128; `picked`: int64[n], backend ids, -1: none.
     """
-    row = work.snapshot.services[service]
-    high, low = np.uint64(row[ServiceColumn.NETWORK_HIGH]), np.uint64(row[ServiceColumn.NETWORK_LOW])
     for i in range(picked.size):
-        client = Address128(clients[i, 0] & high, clients[i, 1] & low)
+        client = within(work.snapshot.affinities[service, 0], Address128(clients[i, 0], clients[i, 1]))
         flow, vip = Flow(_ZERO, _ZERO, client), Address128(vips[i, 0], vips[i, 1])
         backend = pick_for_good(work, service, flow, vip)
         picked[i] = backend

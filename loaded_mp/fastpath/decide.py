@@ -9,7 +9,7 @@ than to go on.
 from typing import NamedTuple
 
 from loaded_mp.compiled import Bytes, bounded, compiled, signed
-from loaded_mp.datapath.affinity import client_flow
+from loaded_mp.datapath.affinity import client_flow, kind_of
 from loaded_mp.datapath.home import answered, keep
 from loaded_mp.datapath.lookup import (
     Ends,
@@ -179,5 +179,5 @@ def _is_known(work: Work, service: int, step: int) -> bool:
     row = work.snapshot.services[service]
     if row[ServiceColumn.ANSWER] != Answer.REWRITE or row[ServiceColumn.BEFORE]:
         return False
-    affinity = row[ServiceColumn.AFFINITY]
+    affinity = kind_of(work, service)
     return bool(affinity == Affinity.SOURCE or (affinity == Affinity.CONNECTION and step == Step.GOES_ON))

@@ -17,19 +17,13 @@ _WAYS = 8
 _BUCKET = np.uint64(MAX_DIRECT - _WAYS)
 _WAY_AT, _WAY = np.uint64(40), np.uint64(_WAYS - 1)
 _16, _32 = np.uint64(16), np.uint64(32)
-#: 2^64 divided by the golden ratio, which has no pattern.
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 @compiled
 def connection_of(secret: Words, ends: Ends) -> np.uint64:
-    """The hash of the connection with these ends, whichever of them the packet comes from.
-
-    Two that share one by chance are taken for direct ones both, which is slower and nothing else.
-    """
+    """The hash of the connection with these ends, whichever of them the packet comes from."""
     ports = np.uint64(ends.client_port) << _16 | np.uint64(ends.service_port)
-    server = (ends.server.high ^ ends.server.low) * _FACTOR
-    scope = (np.uint64(ends.protocol) << _32 | ports) ^ server
+    scope = siphash(secret, np.uint64(ends.protocol) << _32 | ports, ends.server.high, ends.server.low)
     return siphash(secret, scope, ends.client.high, ends.client.low)
 
 

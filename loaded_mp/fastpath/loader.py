@@ -29,7 +29,7 @@ from loaded_mp.memory.shared import KernelSetting, SharedMemory
 
 log = logging.getLogger(__name__)
 
-#: Of packets that come in either the first or the second sees all.
+#: Of packets that come in one of the first two sees all, as the mode says.
 _DIRECTIONS = {"ingress": Direction.INGRESS, "redirect": Direction.INGRESS, "egress": Direction.EGRESS}
 _FILE = "fastpath.o"
 _COMPILE_S = 120.0
@@ -80,8 +80,6 @@ class FastPath:
 
     def start(self, memory: SharedMemory, descriptor: int) -> None:
         """Load the programs for an arena and attach them, as far as that can be; else `why_not` says why."""
-        # Older links see a packet first.
-        self._earlier.sort(key=lambda link: _id(link) or 0)
         if not self.why_not:
             try:
                 file = object_file()
@@ -122,7 +120,7 @@ class FastPath:
 
     def stop_requests(self) -> None:
         """Let packets that come in go to workers; replies that are under way still get their VIPs."""
-        for (name, program), link in reversed(list(self._links.items())):
+        for (name, program), link in list(self._links.items()):
             if _DIRECTIONS[program] is Direction.INGRESS:
                 self._let_go(name, program, link)
         if self._links:
@@ -141,7 +139,7 @@ class FastPath:
         """Detach those of an earlier daemon that are not used any more, those of requests first."""
         mine = {_id(link) for link in self.links}  # workers have the same ones
         for direction in (Direction.INGRESS, Direction.EGRESS):
-            for link in reversed(self._earlier):
+            for link in self._earlier:
                 there = link_of(link)
                 if there and there.direction == direction and there.id not in mine:
                     with contextlib.suppress(OSError):  # its interface is gone

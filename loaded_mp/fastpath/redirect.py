@@ -70,7 +70,8 @@ def redirect(skb: int) -> int:
         return NEXT
     work = work_of()
     header = plain(packet, length)
-    way, backend, _, _ = carry_out(skb, packet, header, work)
+    done = carry_out(skb, packet, header, work)
+    way, backend = done.way, done.backend
     if way not in (FastPathCounter.TO_BACKEND, FastPathCounter.TO_CLIENT, FastPathCounter.FOREIGN):
         return NEXT
     if way == FastPathCounter.FOREIGN:

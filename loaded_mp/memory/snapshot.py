@@ -94,31 +94,27 @@ class ServiceColumn(IntEnum):
     OTHER_IDLE_S = 4
     UNCONFIRMED_S = 5  #: until a second packet comes or the backend answers
     ANSWER = 6  #: an Answer
-    AFFINITY = 7  #: an Affinity
-    PICK = 8  #: a Pick
-    PLUS = 9  #: added to open flows where they are compared
-    WEIGHTED = 10  #: 0: all weights count as 1 there
-    NETWORK_HIGH = 11  #: which bits of a client's address count, as Address128
-    NETWORK_LOW = 12
-    NUMBER = 13  #: of its affinity, which tells apart what was entered before and after a change of it
-    BEFORE = 14  #: how many rows of `affinities_before` it has
-    FIN_IDLE_S = 15  #: of a connection of which one end has ended it
-    REJECTS = 16  #: 1: without a backend packets are rejected, 0: dropped
+    PICK = 7  #: a Pick
+    PLUS = 8  #: added to open flows where they are compared
+    WEIGHTED = 9  #: 0: all weights count as 1 there
+    BEFORE = 10  #: how many affinities it had that are still looked for
+    FIN_IDLE_S = 11  #: of a connection of which one end has ended it
+    REJECTS = 12  #: 1: without a backend packets are rejected, 0: dropped
     #: Backends that stand behind its slots, each once; 0: none stand there, as none has a limit.
-    LIMITED = 17
-    TUNNEL_PORT = 18  #: UDP port of tunnels; 0: IP in IP
-    SOURCE_HIGH = 19  #: the first source address of tunnels' packets, as Address128
-    SOURCE_LOW = 20
-    SOURCE_SPREAD = 21  #: which bits of its lower half are chosen by the connection
+    LIMITED = 13
+    TUNNEL_PORT = 14  #: UDP port of tunnels; 0: IP in IP
+    SOURCE_HIGH = 15  #: the first source address of tunnels' packets, as Address128
+    SOURCE_LOW = 16
+    SOURCE_SPREAD = 17  #: which bits of its lower half are chosen by the connection
 
 
-class BeforeColumn(IntEnum):
-    """Columns of `Snapshot.affinities_before`: an affinity that a service had, as in ServiceColumn."""
+class AffinityColumn(IntEnum):
+    """Columns of `Snapshot.affinities`."""
 
-    AFFINITY = 0
-    NETWORK_HIGH = 1
+    KIND = 0  #: an Affinity
+    NETWORK_HIGH = 1  #: which bits of a client's address count, as Address128
     NETWORK_LOW = 2
-    NUMBER = 3
+    NUMBER = 3  #: by which what was entered before and after a change is told apart
 
 
 class LimitColumn(IntEnum):
@@ -157,9 +153,10 @@ class Snapshot(NamedTuple):
     vip_rows: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> row of `vips`; -1: nobody has that address
     vip_services: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> service id; -1: its service is gone
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 6], see ListenerColumn
-    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 22] by service id, see ServiceColumn
-    #: [MAX_SERVICES, MAX_BEFORE, 4] by service id, see BeforeColumn: connections first, then the oldest
-    affinities_before: npt.NDArray[np.int64]
+    services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 18] by service id, see ServiceColumn
+    #: [MAX_SERVICES, 1 + MAX_BEFORE, 4] by service id, see AffinityColumn: first the one that it has, then
+    #: those that it had in the order in which they are asked: connections, and else the oldest first
+    affinities: npt.NDArray[np.int64]
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids
     backend_services: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the service of each backend id
     backend_vips: npt.NDArray[np.int64]  #: [MAX_BACKENDS] the (first) VIP id of each backend's service
@@ -184,10 +181,10 @@ _SHAPES: dict[str, tuple[npt.DTypeLike, tuple[int, ...], tuple[str, ...]]] = {
     "vip_services": (np.int64, (MAX_VIPS,), ()),
     "listeners": (np.int64, (MAX_LISTENERS, len(ListenerColumn)), tuple(ListenerColumn.__members__)),
     "services": (np.int64, (MAX_SERVICES, len(ServiceColumn)), tuple(ServiceColumn.__members__)),
-    "affinities_before": (
+    "affinities": (
         np.int64,
-        (MAX_SERVICES, MAX_BEFORE, len(BeforeColumn)),
-        tuple(BeforeColumn.__members__),
+        (MAX_SERVICES, 1 + MAX_BEFORE, len(AffinityColumn)),
+        tuple(AffinityColumn.__members__),
     ),
     "slots": (np.uint16, (MAX_SLOTS,), ()),
     "backend_services": (np.int64, (MAX_BACKENDS,), ()),

@@ -1,18 +1,16 @@
 """The affinities that services have, and those that they had as long as some flow is of one."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 
 from loaded_mp.config.model import ClientAffinity
-from loaded_mp.datapath.affinity import NUMBER_SHIFT, NUMBERS
+from loaded_mp.datapath.affinity import NUMBERS, owners_of
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, Row, read
 from loaded_mp.memory.snapshot import CLOSING, MAX_BACKENDS, MAX_BEFORE
 from loaded_mp.services import Family, Part
-
-_SERVICE = 0xFFFF
-_NO_PORTS = np.uint64(_SERVICE | (NUMBERS - 1) << NUMBER_SHIFT)
 
 
 class Numbered(NamedTuple):
@@ -34,27 +32,27 @@ class Affinities:
 
     def follow(self, parts: Iterable[Part]) -> None:
         """Let services have the affinities that they say."""
-        self.successions = {part.id: self._following(part) for part in parts}
+        self.successions = {part.id: self._following(part)[-MAX_BEFORE - 1 :] for part in parts}
 
     def before(self) -> set[tuple[int, int]]:
         """Service ids and numbers of the affinities that services had."""
         return {(service, each.number) for service, all_ in self.successions.items() for each in all_[:-1]}
 
     def forget(self, over: Collection[tuple[int, int]]) -> None:
-        """Forget those of which there is no flow any more: service ids and numbers."""
+        """Forget those from before of which there is no flow any more: service ids and numbers."""
         self.successions = {
-            service: tuple(each for each in all_ if (service, each.number) not in over)
-            for service, all_ in self.successions.items()
+            service: (*(each for each in before if (service, each.number) not in over), last)
+            for service, (*before, last) in self.successions.items()
         }
 
     def too_many(self, parts: Iterable[Part]) -> Iterator[Part]:
         """Those of which one that still has flows would be forgotten if they were followed."""
         for part in parts:
-            known = self.successions.get(part.id, ())
-            if known and known[0] not in self._following(part):
+            if len(self._following(part)) > MAX_BEFORE + 1:
                 yield part
 
     def _following(self, part: Part) -> Succession:
+        """What a part has and had with the affinity that it says, however many these are."""
         known, affinity = self.successions.get(part.id, ()), part.service.affinity
         if not known:
             return (Numbered(0, affinity),)
@@ -63,11 +61,13 @@ class Affinities:
             return known
         if last.affinity.kind != "none":  # there are no flows of that
             before.append(last)
-        return (*before[-MAX_BEFORE:], Numbered((last.number + 1) % NUMBERS, affinity))
+        taken = {each.number for each in known}
+        following = (each % NUMBERS for each in count(last.number + 1))
+        return (*before, Numbered(next(each for each in following if each not in taken), affinity))
 
 
 def as_asked(before: Iterable[Numbered]) -> list[Numbered]:
-    """The order in which a flow is looked for: see `affinities_before` in memory/snapshot.py."""
+    """The order in which a flow is looked for: see `affinities` in memory/snapshot.py."""
     return sorted(before, key=lambda each: each.affinity.kind != "connection")
 
 
@@ -100,9 +100,7 @@ class Outlived:
             return
         rows = np.empty((stop - start, len(Row)), np.uint64)
         scopes = rows[: read(self._table, start, stop, self._wanted, rows), Row.SCOPE]
-        self._over -= {
-            (scope & _SERVICE, scope >> NUMBER_SHIFT) for scope in np.unique(scopes & _NO_PORTS).tolist()
-        }
+        self._over -= owners_of(scopes)
 
     def end(self) -> None:
         """Forget those without any."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.control.commands import MOST_FLOWS, CommandError
-from loaded_mp.datapath.affinity import NUMBER_SHIFT, NUMBERS
+from loaded_mp.datapath.affinity import NUMBERS, numbers_of
 from loaded_mp.fields import Address, Network
 from loaded_mp.flows.atomics import Words
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, Row, read, replace
@@ -122,9 +122,10 @@ class OpenFlows:
                 continue
             service, backend = self._backends.name(number)
             left_s = int(row[Row.DEADLINE_S]) - now_s
+            (affinity,) = numbers_of(row[[Row.SCOPE]]).tolist()
             yield FlowStatus(
                 service=service,
-                source=_shown(_source(row), self._prefix_by_number(part).get(_number(row))),
+                source=_shown(_source(row), self._prefix_by_number(part).get(affinity)),
                 backend=backend,
                 address=str(part.backends[number].address),
                 left_s=max(0, left_s),
@@ -167,8 +168,7 @@ class Read:
     def _are_of(self, source: Network, rows: Words) -> npt.NDArray[np.bool_]:
         """Which of the rows are flows of a source; a flow may be that of the network around it."""
         are = np.zeros(len(rows), np.bool_)
-        numbers = (rows[:, Row.SCOPE] >> np.uint64(NUMBER_SHIFT)).astype(np.int64)
-        prefixes = self._prefix[rows[:, Row.VALUE].astype(np.int64), numbers]
+        prefixes = self._prefix[rows[:, Row.VALUE].astype(np.int64), numbers_of(rows[:, Row.SCOPE])]
         for prefix in self._prefixes:
             if prefix <= source.max_prefixlen:
                 around = source if prefix >= source.prefixlen else source.supernet(new_prefix=prefix)
@@ -189,10 +189,6 @@ def _within(rows: Words, source: Network) -> npt.NDArray[np.bool_]:
 def _shown(source: Address, prefix: int | None) -> str:
     """A client, or the network of clients that share a flow."""
     return str(source) if prefix in (None, source.max_prefixlen) else f"{source}/{prefix}"
-
-
-def _number(row: Words) -> int:
-    return int(row[Row.SCOPE]) >> NUMBER_SHIFT
 
 
 def _source(row: Words) -> Address:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from loaded_mp.config.model import ClientAffinity, Tunnel
+from loaded_mp.config.model import Tunnel
 from loaded_mp.datapath.index import make_index
 from loaded_mp.fields import Address, Endpoint, Ports
 from loaded_mp.forwarding import FORWARDINGS
@@ -190,12 +190,8 @@ def _fill_services(
         behind = ids[np.flatnonzero(shares)] if service.limits_flows else ids[:0]
         taken = np.concatenate((slots, behind))
         *before, now = affinities.get(part.id, (Numbered(0, service.affinity),))
-        for row, each in enumerate(as_asked(before)):
-            snapshot.affinities_before[part.id, row] = (
-                Affinity[each.affinity.kind.upper()],
-                *_network(part.family, each.affinity),
-                each.number,
-            )
+        rows = [_affinity(part.family, each) for each in (now, *as_asked(before))]
+        snapshot.affinities[part.id, : len(rows)] = rows
         snapshot.slots[at : at + taken.size] = taken
         snapshot.services[part.id] = (
             at,
@@ -205,12 +201,9 @@ def _fill_services(
             service.other_idle_s,
             service.unconfirmed_s,
             FORWARDINGS[service.forwarding].answer,
-            Affinity[now.affinity.kind.upper()],
             scheduler.pick,
             scheduler.plus,
             scheduler.weighted,
-            *_network(part.family, now.affinity),
-            now.number,
             len(before),
             service.tcp_fin_idle_s,
             service.all_down == "reject",
@@ -228,12 +221,13 @@ def _own_slots(snapshot: Snapshot, part: Part, tables: Tables) -> Slots:
     return taking
 
 
-def _network(family: Family, affinity: ClientAffinity) -> tuple[int, int]:
-    """Which bits of a client's address count: both halves of an Address128 as int64."""
+def _affinity(family: Family, numbered: Numbered) -> tuple[int, int, int, int]:
+    """In the order of AffinityColumn."""
+    number, affinity = numbered
     bits = affinity.prefix(family) + (96 if family == 4 else 0)
     mask = (1 << 128) - (1 << (128 - bits))
     high, low = np.array([mask >> 64, mask & (1 << 64) - 1], np.uint64).astype(np.int64).tolist()
-    return high, low
+    return Affinity[affinity.kind.upper()], high, low, number
 
 
 def _tunnel(family: Family, tunnel: Tunnel) -> tuple[int, int, int, int]:

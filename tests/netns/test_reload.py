@@ -135,7 +135,7 @@ def test_connections_outlive_changes_of_affinity_and_a_restart(lab: Lab, daemon:
 
     for number, affinity in enumerate(("source", "connection", "source/24/64", "connection", "source")):
         path.write_text(
-            lab.config(workers=2, checked=False, service=f'affinity = "{affinity}"\ntcp_idle_s = 5')
+            lab.config(workers=2, checked=False, service=f'affinity = "{affinity}"\ntcp_idle_s = 15')
         )
         said(lab, "reload")
         stay()
@@ -147,7 +147,7 @@ def test_connections_outlive_changes_of_affinity_and_a_restart(lab: Lab, daemon:
     wait_until(lambda: daemon.log.count("event=ready") == 2, "the restarted daemon", 30.0)
     stay()
     assert {each.source for each in flows(daemon) if "/24" in each.source} == {"198.18.0.0/24"}
-    wait_until(lambda: not flows(daemon), "the end of all flows", 20.0)
+    wait_until(lambda: not flows(daemon), "the end of all flows", 60.0)
 
     def repeats() -> bool:
         before = daemon.status().fast_path.counters["to_backend"]
@@ -155,7 +155,7 @@ def test_connections_outlive_changes_of_affinity_and_a_restart(lab: Lab, daemon:
         return daemon.status().fast_path.counters["to_backend"] > before
 
     if not daemon.status().fast_path.why_not:
-        wait_until(repeats, "the fast path, as no flow from before is left", 20.0)
+        wait_until(repeats, "the fast path, as no flow from before is left", 60.0)
 
 
 def flows(daemon: Daemon) -> tuple[FlowStatus, ...]:

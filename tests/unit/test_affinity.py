@@ -7,16 +7,12 @@ from building import service
 from pydantic import ValidationError
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
-from world import ALL, BACKENDS, VIP, VIPS, World, web
+from world import ALL, BACKENDS, VIP, VIPS, World, client, web
 
 from loaded_mp.config.model import ClientAffinity
 from loaded_mp.packet.reasons import Reason
 
 both = pytest.mark.parametrize("version", [4, 6])
-
-
-def client(version: int, network: int, host: int) -> str:
-    return f"198.51.{network}.{host}" if version == 4 else f"2001:db8:0:{network}::{host}"
 
 
 def packet(version: int, source: str, layer: Any) -> Any:

@@ -4,19 +4,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import many, service
+from building import build, many, service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
-from world import BACKENDS, VIP, World, web
+from world import BACKENDS, VIP, World, client, web
 
 from loaded_mp.config.model import Config
+from loaded_mp.datapath.affinity import NUMBERS
 from loaded_mp.flows.table import MAX_VALUE, expire
 from loaded_mp.memory.shared import new_shared_memory
 from loaded_mp.memory.snapshot import MAX_BEFORE, ServiceColumn
 from loaded_mp.packet.reasons import Reason
-from loaded_mp.supervisor.affinities import Outlived
+from loaded_mp.supervisor.affinities import Affinities, Outlived
 from loaded_mp.supervisor.backends import Backends
 from loaded_mp.supervisor.handover import Adopted, read_state
 
@@ -24,15 +25,12 @@ both = pytest.mark.parametrize("version", [4, 6])
 AFFINITIES = ["source", "source/24/64", "source/16/32", "connection"]
 
 
-def client(version: int, network: int, host: int) -> str:
-    return f"198.51.{network}.{host}" if version == 4 else f"2001:db8:0:{network}::{host}"
-
-
 class Clients:
     """Clients of one world, who find each of their connections where it began."""
 
     def __init__(self, version: int, affinity: str) -> None:
-        self.version = version
+        self.layer: Any = IP if version == 4 else IPv6
+        self.vip = VIP[version]
         self.world = World(web(affinity=affinity), flows=1_024)
         self.affinity = affinity
         self.down: tuple[str, ...] = ()
@@ -57,7 +55,7 @@ class Clients:
 
     def send(self, protocol: str, source: str, port: int, flags: str = "A") -> str:
         layer = TCP(sport=port, dport=80, flags=flags) if protocol == "tcp" else UDP(sport=port, dport=80)
-        return self.world.backend_of(self._ip(source, VIP[self.version], layer))
+        return self.world.backend_of(self.layer(src=source, dst=self.vip) / layer)
 
     def begin(self, protocol: str, source: str, port: int) -> None:
         self.homes[protocol, source, port] = self.send(protocol, source, port, "S")
@@ -71,22 +69,16 @@ class Clients:
         for (protocol, source, port), home in self.homes.items():
             assert self.send(protocol, source, port) == home
             answer = TCP(sport=80, dport=port, flags="PA") if protocol == "tcp" else UDP(sport=80, dport=port)
+            reply = self.layer(src=home, dst=source) / answer
             for forgotten in (False, True):
-                reason, data = self.world.reply(self._ip(home, source, answer), forgotten=forgotten)
+                reason, data = self.world.reply(reply, forgotten=forgotten)
                 assert reason == Reason.OK
-                assert self._ip(data).src == VIP[self.version]
+                assert self.layer(data).src == self.vip
 
     def sweep(self) -> None:
         self.outlived.begin()
         self.outlived.visit(0, self.world.table.words.size)
         self.outlived.end()
-
-    def _ip(self, *parts: Any) -> Any:
-        layer = IP if self.version == 4 else IPv6
-        if len(parts) == 1:
-            return layer(parts[0])
-        source, destination, upper = parts
-        return layer(src=source, dst=destination) / upper
 
 
 @both
@@ -185,6 +177,36 @@ def test_more_changes_than_are_remembered_are_said() -> None:
         supervised.configure(supervised.expand(with_affinity(f"source/{prefix}"), supervised.services))
     assert may_move("source/27/64") == [], "of IPv4 that is the same"
     assert may_move("source") == ["service web: IPv4 flows from before its last 4 changes of affinity move"]
+
+
+def test_nothing_is_from_before_where_each_packet_went_by_itself() -> None:
+    def dns(affinity: str) -> Config:
+        backends = {"10.0.0.1": 1}
+        return Config(
+            services=(service("dns", ["192.0.2.10"], backends, listen=["udp/53"], affinity=affinity),)
+        )
+
+    supervised = Backends(new_shared_memory(1_024, 1), dns("none"))
+    assert list(supervised.may_move(supervised.imagined(dns("source")))) == []
+    supervised.configure(supervised.expand(dns("source"), supervised.services))
+    assert supervised.affinities.before() == set()
+
+
+def test_a_number_that_flows_may_have_is_not_given_again() -> None:
+    """Of the first affinity there is a flow all the time, of the others none is left soon."""
+    affinities = Affinities()
+    for change in range(3 * NUMBERS):
+        build(web(affinity=f"source/{8 + change % 2}/{32 + change % 2}"), affinities=affinities)
+        for first, *_, last in (each for each in affinities.successions.values() if change):
+            assert first.number == 0 != last.number
+        affinities.forget({each for each in affinities.before() if each[1]})
+
+
+def test_what_a_service_has_is_not_forgotten() -> None:
+    affinities = Affinities()
+    _, parts = build(web(), affinities=affinities)
+    affinities.forget({(part.id, 0) for part in parts})
+    assert all(len(affinities.successions[part.id]) == 1 for part in parts)
 
 
 def test_an_affinity_is_forgotten_once_no_flow_is_of_it() -> None:

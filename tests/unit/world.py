@@ -169,6 +169,11 @@ class World:
         return int(np.count_nonzero(self.table.words >> np.uint64(24)))
 
 
+def client(version: int, network: int, host: int) -> str:
+    """The address of a client in one of several networks (/24, /64)."""
+    return f"198.51.{network}.{host}" if version == 4 else f"2001:db8:0:{network}::{host}"
+
+
 def web(**more: Any) -> Service:
     """Everything of both VIPs, to three backends of each family."""
     return service("web", VIPS, dict.fromkeys(ALL, 1), **more)

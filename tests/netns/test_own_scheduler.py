@@ -80,5 +80,6 @@ def test_what_a_file_says_is_done_and_what_is_wrong_with_it_is_said(lab: Lab) ->
     assert [each.share_then for each in found.spread] == [1, 0, 0]
     asked(lab, list[ServiceStatus], "drain", backend="backend3")
     assert who() != "backend3"
+    wait_until(lambda: bool(fault()), "the word that nobody is left whom it names")
     daemon.stop()
-    assert daemon.log.count("scheduler-failed") == 1 + 1  # and that nobody is left whom it names
+    assert daemon.log.count("scheduler-failed") == 1 + 1

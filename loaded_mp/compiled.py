@@ -22,8 +22,10 @@ PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath", "fastpath")
 #: Set in the process that compiles for the kernel (`fastpath/compiler.py`).
 FOR_KERNEL = "LOADED_MP_FOR_KERNEL"
 _FOR_KERNEL = FOR_KERNEL in os.environ
-#: The most rows that a loop of `bounded` length goes through there: its verifier follows each.
-_MOST = 16 if _FOR_KERNEL else 1 << 62
+#: The most rows that a loop goes through there: its verifier follows each, and what is not found goes to the
+#: queue. Elsewhere there is no limit. Loops count to this, and look for their end: of one that counts down to
+#: an end that is not known beforehand, Linux 6.12 forgets how far it has come.
+MOST_ROWS = 16 if _FOR_KERNEL else 1 << 62
 
 #: A file beside the machine code, once all of it is there.
 _COMPLETE = "complete"
@@ -117,11 +119,3 @@ def signed(number: Any) -> int:
     numba makes a float of the sum of an int64 and a uint64.
     """
     return int(np.int64(number))
-
-
-@compiled
-def bounded(rows: int) -> int:
-    """How many of so many rows are looked through: all, but in the kernel, where what is not found goes to
-    the queue.
-    """
-    return min(rows, _MOST)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from loaded_mp.compiled import Bytes, bounded, compiled
+from loaded_mp.compiled import MOST_ROWS, Bytes, compiled
 from loaded_mp.datapath.index import row_of
 from loaded_mp.memory.marks import VIP, VIP_MASK
 from loaded_mp.memory.snapshot import ListenerColumn, PortColumn, Snapshot
@@ -62,8 +62,10 @@ def service_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: int
 @compiled
 def listener_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: int) -> int:
     """The row of `listeners` for a packet for (row) `vip`, or -1. The first one that fits counts."""
-    first = snapshot.vip_listeners[vip, 0]
-    for row in range(first, first + bounded(snapshot.vip_listeners[vip, 1])):
+    first, count = snapshot.vip_listeners[vip, 0], snapshot.vip_listeners[vip, 1]
+    for row in range(first, first + MOST_ROWS):
+        if row == first + count:
+            break
         listener = snapshot.listeners[row]
         if listener[ListenerColumn.PROTOCOL] not in (0, protocol) or listener[ListenerColumn.MARK] not in (
             0,
@@ -80,8 +82,10 @@ def listener_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: in
 def listens(snapshot: Snapshot, vip: int, protocol: int, port: int) -> bool:
     """Whether the service of a VIP id answers a protocol and port there, perhaps of packets with a mark."""
     row = snapshot.vip_rows[vip]
-    first = snapshot.vip_listeners[row, 0]
-    for listener in range(first, first + bounded(snapshot.vip_listeners[row, 1])):
+    first, count = snapshot.vip_listeners[row, 0], snapshot.vip_listeners[row, 1]
+    for listener in range(first, first + MOST_ROWS):
+        if listener == first + count:
+            break
         columns = snapshot.listeners[listener]
         if columns[ListenerColumn.MARK] and columns[ListenerColumn.VIP] == vip:
             return True

@@ -8,7 +8,7 @@ than to go on.
 
 from typing import NamedTuple
 
-from loaded_mp.compiled import Bytes, bounded, compiled, signed
+from loaded_mp.compiled import MOST_ROWS, Bytes, compiled, signed
 from loaded_mp.datapath.affinity import client_flow, kind_of
 from loaded_mp.datapath.home import answered, keep
 from loaded_mp.datapath.lookup import (
@@ -144,9 +144,11 @@ def _reply(header: Header, ends: Ends, step: int, work: Work) -> Change:
         return _stays(FastPathCounter.FOREIGN)
     found = -1
     first, members = snapshot.address_members[row, 0], snapshot.address_members[row, 1]
-    if members != bounded(members) or step == Step.BREAKS:
+    if members > MOST_ROWS or step == Step.BREAKS:
         return _stays(FastPathCounter.FOR_WORKERS)
-    for at in range(first, first + bounded(members)):
+    for at in range(first, first + MOST_ROWS):
+        if at == first + members:
+            break
         backend = snapshot.members[at]
         if answers(snapshot, backend, header, ends.service_port) and _answers(
             work, backend, header, ends, step

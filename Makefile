@@ -1,6 +1,7 @@
 # sudo make demo       installs what is missing and shows loaded-mp on real traffic; KEEP=1 leaves it standing
 # sudo make test       installs what is missing and runs every check and test but the long ones
 # sudo make test-long  runs those: many hand-overs, locks that are held, the shipped unit under a systemd
+# sudo make test-kernel DEB=linux-image-....deb  tries the fast path's programs under another kernel, emulated
 # sudo make bench      measures it beside routing, DNAT, HAProxy, nginx and, where the kernel has it, LVS,
 #                      into docs/performance; QUICK=1 just looks
 # sudo make bench-lvs  measures it beside LVS in a guest, where the kernel has none
@@ -11,7 +12,7 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptabl
 	nginx-light curl wget iputils-ping bind9-dnsutils tcpdump traceroute iperf3 haproxy wrk libnginx-mod-stream \
 	openssl
 
-.PHONY: demo test test-long bench bench-lvs install packages check clean machine-code unit-interpreted unit-uncompiled
+.PHONY: demo test test-long test-kernel bench bench-lvs install packages check clean machine-code unit-interpreted unit-uncompiled
 
 demo: install
 	$(BIN)/loaded-mp demo $(if $(KEEP),--keep)
@@ -25,6 +26,10 @@ test: install
 
 test-long: install
 	$(BIN)/pytest tests -q -m long
+
+test-kernel: PACKAGES += qemu-system-x86 busybox-static kmod xz-utils zstd
+test-kernel: install
+	$(BIN)/python tests/kernels/guest.py $(DEB)
 
 unit-interpreted:
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/unit -q -m 'not uncompiled'

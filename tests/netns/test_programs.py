@@ -132,6 +132,14 @@ def reply_to(packet: bytes) -> bytes | None:
     return None
 
 
+def test_no_load_extends_the_sign() -> None:
+    """Linux 6.12 has no such loads from an arena: BPF_LDX | BPF_MEMSX (RFC 9669, 5.2)."""
+    file = object_file()
+    for name in MOST_VERIFIED:
+        for code in code_of(file, name, 0, ADDRESS)[::8]:
+            assert code & 0b111_00_111 != 0b100_00_001
+
+
 def test_the_verifier_has_room(kernel: Kernel) -> None:
     verified = {name: bpf.program_info(program).verified for name, program in kernel.programs.items()}
     assert all(verified[name] < most for name, most in MOST_VERIFIED.items()), verified

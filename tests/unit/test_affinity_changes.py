@@ -112,7 +112,7 @@ LIVES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=many(400))
+@settings(deadline=None, max_examples=many(160))
 @given(version=st.sampled_from([4, 6]), lives=LIVES)
 def test_each_connection_stays_where_it_began(
     version: int, lives: list[tuple[str, list[tuple[Any, ...]]]]

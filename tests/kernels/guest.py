@@ -20,7 +20,7 @@ from loaded_mp.lab.interrupt import interrupt_on_signals
 
 _TESTS = ("tests/netns/test_programs.py",)
 _PROJECT = Path(__file__).parents[2]
-_MODULES = ("9pnet_virtio", "9p", "overlay")
+_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 _PACKED = {".xz": "xz", ".zst": "zstd"}
 _FOLDERS = ("bin", "sbin", "proc", "sys", "dev", "modules", "lower", "upper", "root")
 _ENDED = "the tests ended with status "

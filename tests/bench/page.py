@@ -58,8 +58,9 @@ same turn.
 
 ## Goals
 
-The limit is what the queue alone, in rewrite mode's place, and the hooks alone, in the fast path's, reach
-of the same peer.
+Reached is the median of the turns' ratios and, in brackets, where it lies with a confidence of 95 % (order
+statistics); maybe: the goal lies in there. The limit is what the queue alone, in rewrite mode's place, and
+the hooks alone, in the fast path's, reach of the same peer.
 
 {goals}
 

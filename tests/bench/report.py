@@ -1,7 +1,7 @@
 """From raw rounds to tables: every figure beside its ratios to routing, HAProxy and DNAT, and the goals."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from math import comb
 from statistics import median
 from typing import Any
 
@@ -70,16 +70,31 @@ GOALS = (
 
 
 def ratio(data: dict[str, Any], work: str, path: str, peer: str, cpu: bool = False) -> float | None:
-    """Median over the rounds of a path's value divided by the peer's in the same round.
+    """Median over the turns of a path's value divided by the peer's in the same turn; None: not measured.
 
     `cpu`: of the busy time of all cores for the same amount of work.
     """
+    found = _ratios(data, work, path, peer, cpu)
+    return float(median(found)) if found else None
+
+
+def _ratios(data: dict[str, Any], work: str, path: str, peer: str, cpu: bool) -> list[float]:
     rounds = data["works"].get(work, {}).get("rounds", {})
-    if path not in rounds or peer not in rounds:
-        return None
-    pairs = zip(rounds[path], rounds[peer], strict=True)
     value = _cpu if cpu else _value
-    return float(median(value(mine) / value(theirs) for mine, theirs in pairs))
+    pairs = zip(rounds.get(path, ()), rounds.get(peer, ()), strict=path in rounds and peer in rounds)
+    return sorted(value(mine) / value(theirs) for mine, theirs in pairs)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Where the median of what these sorted values are a sample of lies, with a confidence of 95 %.
+
+    That is between two of them, whatever their distribution (order statistics); with fewer than six, between
+    the first and the last, and less sure.
+    """
+    count = len(values)
+    tails = ((out, sum(comb(count, below) for below in range(out + 1))) for out in range(count // 2))
+    out = max((out for out, tail in tails if tail <= 0.025 * 2**count), default=0)
+    return values[out], values[-1 - out]
 
 
 def _value(result: dict[str, Any]) -> float:
@@ -95,29 +110,34 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def goals(data: dict[str, Any]) -> Iterator[tuple[Goal, float, bool]]:
-    """Every goal that was measured, what was reached, and whether that is enough."""
-    for goal in GOALS:
-        reached = ratio(data, goal.work, goal.path, goal.peer, goal.cpu)
-        if reached is not None:
-            more = data["works"][goal.work]["more_is_better"] and not goal.cpu
-            yield goal, reached, round(reached, 2) >= goal.ratio if more else round(reached, 2) <= goal.ratio
-
-
 def goals_table(data: dict[str, Any]) -> str:
-    """All goals as Markdown, with what the way's limit reaches in the same place."""
+    """All goals that were measured as Markdown, with what the way's limit reaches in the same place."""
     lines = ["| work | way | peer | goal | reached | | limit |", "|---|---|---|---|---|---|---|"]
-    for goal, reached, enough in goals(data):
+    for goal in GOALS:
+        found = _ratios(data, goal.work, goal.path, goal.peer, goal.cpu)
+        if not found:
+            continue
         work = data["works"][goal.work]
-        sign = "≥" if work["more_is_better"] and not goal.cpu else "≤"
+        more = work["more_is_better"] and not goal.cpu
         limit = ratio(data, goal.work, LIMITS.get(goal.path, ""), goal.peer, goal.cpu)
-        title = work["title"] + (", CPU" if goal.cpu else "")
+        low, high = interval(found)
         cells = (
-            title, goal.path.removeprefix("loaded-mp "), goal.peer, f"{sign} {goal.ratio:g}",
-            f"{reached:.2f}", "yes" if enough else "**no**", "" if limit is None else f"{limit:.2f}",
+            work["title"] + (", CPU" if goal.cpu else ""), goal.path.removeprefix("loaded-mp "), goal.peer,
+            f"{'≥' if more else '≤'} {goal.ratio:g}", f"{median(found):.2f} ({low:.2f} to {high:.2f})",
+            _verdict(goal.ratio, more, median(found), high if more else low),
+            "" if limit is None else f"{limit:.2f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _verdict(goal: float, more: bool, reached: float, best: float) -> str:
+    """Whether a goal is met; `best`: what may have been reached, as far as the turns differ."""
+
+    def enough(ratio: float) -> bool:
+        return round(ratio, 2) >= goal if more else round(ratio, 2) <= goal
+
+    return "yes" if enough(reached) else "maybe" if enough(best) else "**no**"
 
 
 def shares_table(data: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from bench.main import chosen, measure_all
 from bench.page import FOLDER, ROOT, page, read, with_summary
 from bench.paths import dnat, loaded_mp, routing
-from bench.report import GOALS, ratio
+from bench.report import GOALS, interval, ratio
 from loaded_mp.memory.arena import why_no_arenas
 
 pytestmark = pytest.mark.alone
@@ -31,6 +31,14 @@ def test_every_figure_in_the_documentation_is_of_the_last_run(recorded: dict[str
 def test_the_last_run_had_enough_rounds(recorded: dict[str, Any]) -> None:
     assert recorded["bench"]["rounds"] >= 5
     assert recorded["paper"]["rounds"] >= 5
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(1, 0, 0), (5, 0, 4), (6, 0, 5), (10, 1, 8), (100, 39, 60)]
+)
+def test_where_a_median_lies(count: int, low: int, high: int) -> None:
+    """Ranks 1 to 6, 2 to 9 and 40 to 61: the binomial distribution's."""
+    assert interval([float(value) for value in range(count)]) == (low, high)
 
 
 def reached(data: dict[str, Any], recorded: dict[str, Any]) -> dict[str, float]:

@@ -101,6 +101,13 @@ def answers(snapshot: Snapshot, backend: int, header: Header, port: int) -> bool
 
 
 @compiled
+def may_listen(snapshot: Snapshot, backend: int, header: Header, port: int) -> bool:
+    """Whether a backend's service may listen to this port of its address; where not, it does not."""
+    ports = snapshot.backend_ports[backend]
+    return bool(header.kind != KIND_PORTS or ports[PortColumn.LOWEST] <= port <= ports[PortColumn.HIGHEST])
+
+
+@compiled
 def as_client_asks(snapshot: Snapshot, backend: int, header: Header, ends: Ends) -> Ends:
     """The ends of a backend's packet with the port that its client asks for."""
     if header.kind != KIND_PORTS:

@@ -14,11 +14,11 @@ from loaded_mp.datapath.home import answered, keep
 from loaded_mp.datapath.lookup import (
     Ends,
     address_row,
-    answers,
     as_client_asks,
     ends_of,
     listener_of,
     listens,
+    may_listen,
     vip_row,
 )
 from loaded_mp.datapath.work import Work
@@ -150,7 +150,7 @@ def _reply(header: Header, ends: Ends, step: int, work: Work) -> Change:
         if at == first + members:
             break
         backend = snapshot.members[at]
-        if answers(snapshot, backend, header, ends.service_port) and _answers(
+        if may_listen(snapshot, backend, header, ends.service_port) and _answers(
             work, backend, header, ends, step
         ):
             if found >= 0:

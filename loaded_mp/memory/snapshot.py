@@ -23,7 +23,7 @@ MAX_LISTENERS = 8192
 MAX_BACKENDS = 8192
 MAX_SLOTS = 1 << 21
 #: Affinities that a service is known to have had before the one that it has.
-MAX_BEFORE = 4
+MAX_BEFORE = 8
 
 #: Added to the backend id in the value of a flow that is a connection of which one end has ended it.
 CLOSING = 0x8000
@@ -82,6 +82,8 @@ class PortColumn(IntEnum):
     FIRST = 0  #: on which the backend answers
     LAST = 1
     SHIFT = 2  #: by how much they are higher than those that clients ask for
+    LOWEST = 3  #: below which, as the backend has them, its service listens to none
+    HIGHEST = 4
 
 
 class ServiceColumn(IntEnum):
@@ -164,7 +166,7 @@ class Snapshot(NamedTuple):
     backend_weights: npt.NDArray[np.int64]  #: [MAX_BACKENDS] effective weights
     backend_limits: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 2] see LimitColumn
     backend_bytes: npt.NDArray[np.uint8]  #: [MAX_BACKENDS, 16] as vip_bytes
-    backend_ports: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 3], see PortColumn
+    backend_ports: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 5], see PortColumn
     addresses: npt.NDArray[np.uint64]  #: [MAX_BACKENDS, 2] of backends, each once
     address_index: npt.NDArray[np.int16]  #: [8 * MAX_BACKENDS] rows of `addresses`
     address_members: npt.NDArray[np.int64]  #: [MAX_BACKENDS, 2]: first row of `members`, how many

@@ -61,6 +61,12 @@ class Affinities:
             return known
         if last.affinity.kind != "none":  # there are no flows of that
             before.append(last)
+        by_connection = affinity.kind == "connection"
+        alike = [each for each in before if (each.affinity.kind == "connection") == by_connection]
+        # Those by client are asked in the order in which they came, so that only the last of them may come
+        # again: what is entered by another one would be found before what its client has by a later one.
+        if alike and _same(alike[-1].affinity, affinity, part.family):
+            return (*(each for each in before if each != alike[-1]), alike[-1])
         taken = {each.number for each in known}
         following = (each % NUMBERS for each in count(last.number + 1))
         return (*before, Numbered(next(each for each in following if each not in taken), affinity))
@@ -74,8 +80,8 @@ def as_asked(before: Iterable[Numbered]) -> list[Numbered]:
 class Outlived:
     """Goes through the flow table, and forgets affinities of which there is no flow any more.
 
-    None is entered by them: they are looked for in the second pass that begins after the change, and workers
-    that have not read of it by then are gone.
+    None is entered by them: they are looked for in the second pass that begins after a service's last change,
+    and workers that have not read of it by then are gone.
     """
 
     def __init__(self, table: FlowTable, affinities: Affinities, tell: Callable[[], None]) -> None:
@@ -83,16 +89,18 @@ class Outlived:
         self._table = table
         self._affinities = affinities
         self._tell = tell
-        self._known: set[tuple[int, int]] = set()
+        self._known: dict[int, Succession] = {}
         self._over: set[tuple[int, int]] = set()  #: as far as was seen
         self._wanted = np.zeros(MAX_VALUE + 1, np.bool_)
         for added in (0, CLOSING):
             self._wanted[added : added + MAX_BACKENDS] = True
 
     def begin(self) -> None:
-        """Look for those that were known already when the last pass began."""
+        """Look for those of services that have not changed since the last pass began."""
+        successions = self._affinities.successions
         before = self._affinities.before()
-        self._over, self._known = before & self._known, before
+        self._over = {each for each in before if self._known.get(each[0]) == successions[each[0]]}
+        self._known = dict(successions)
 
     def visit(self, start: int, stop: int) -> None:
         """Look for flows of theirs."""

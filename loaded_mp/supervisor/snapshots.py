@@ -141,13 +141,16 @@ def _fill_backends(
     snapshot.backend_ports[ids] = np.array(ports, np.int64).reshape(-1, len(PortColumn))
 
 
-def _ports(part: Part) -> Iterator[tuple[int, int, int]]:
+def _ports(part: Part) -> Iterator[tuple[int, int, int, int, int]]:
     """The rows of `backend_ports` of a part. Where no backend has a port of its own, all are theirs."""
     own = [backend.address.port for backend in part.backends.values()]
     asked_for = (part.service.ports if any(own) else None) or _ALL_PORTS
+    listen = (each.ports or _ALL_PORTS for each in part.service.listen if each.protocol != "icmp")
+    first, last = zip(*(list(listen) or [_ALL_PORTS]), strict=True)
     for port in own:
         mine = asked_for.at(port)
-        yield *mine, mine.first - asked_for.first
+        shift = mine.first - asked_for.first
+        yield *mine, shift, min(first) + shift, max(last) + shift
 
 
 def _shares(part: Part, states: Mapping[int, BackendState]) -> list[int]:

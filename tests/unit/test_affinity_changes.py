@@ -104,11 +104,11 @@ EVENTS = st.one_of(
     st.tuples(st.just("up")),
     st.tuples(st.just("sweep")),
 )
-#: What happens to clients, and between that as many changes of affinity as are remembered.
+#: What happens to clients, and changes of affinity between that.
 LIVES = st.lists(
     st.tuples(st.sampled_from(AFFINITIES), st.lists(EVENTS, min_size=1, max_size=6)),
     min_size=2,
-    max_size=1 + MAX_BEFORE,
+    max_size=7,
 )
 
 
@@ -175,8 +175,9 @@ def test_more_changes_than_are_remembered_are_said() -> None:
     for prefix in range(24, 24 + MAX_BEFORE):
         assert may_move(f"source/{prefix}") == []
         supervised.configure(supervised.expand(with_affinity(f"source/{prefix}"), supervised.services))
-    assert may_move("source/27/64") == [], "of IPv4 that is the same"
-    assert may_move("source") == ["service web: IPv4 flows from before its last 4 changes of affinity move"]
+    assert may_move(f"source/{prefix}/64") == [], "of IPv4 that is the same"
+    assert may_move("connection") == [], "as at first"
+    assert may_move("source") == ["service web: IPv4 flows from before its last 8 changes of affinity move"]
 
 
 def test_nothing_is_from_before_where_each_packet_went_by_itself() -> None:
@@ -234,10 +235,21 @@ def test_an_affinity_is_forgotten_once_no_flow_is_of_it() -> None:
     clients.begin("udp", source, 3)
     clients.change("source")
     clients.sweep()
-    assert remembered() == ["source/24/64"], "it was known for less than a pass, or has a flow"
-    clients.sweep()
-    assert remembered() == ["source/24/64"]
+    assert remembered() == ["source", "connection", "source/24/64"], "workers may not have read of it yet"
+    for _ in range(3):
+        clients.sweep()
+        assert remembered() == ["source/24/64"], "it has a flow"
     clients.go_on()
+
+
+@both
+def test_a_service_goes_to_and_fro_as_often_as_one_likes(version: int) -> None:
+    clients = Clients(version, "source")
+    for change in range(3 * MAX_BEFORE):
+        clients.begin("tcp", client(version, 0, change + 1), change + 1)
+        clients.change(("connection", "source")[change % 2])
+        clients.go_on()
+        assert all(len(each) == 2 for each in clients.world.affinities.successions.values())
 
 
 def test_it_outlives_a_hand_over() -> None:

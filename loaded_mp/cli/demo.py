@@ -124,7 +124,7 @@ The network stands. In another terminal, as root:
   ip netns exec {balancer} loaded-mp status
   ip netns exec {balancer} iptables -t raw -nvL
   ip netns exec {balancer} tcpdump -ni private
-  ip netns exec {backend} pkill nginx
+  kill $(ip netns pids {backend})
   pkill -9 loaded-mp-w0
 
 Ctrl-C here removes it.""",

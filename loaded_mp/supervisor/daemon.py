@@ -26,7 +26,7 @@ from loaded_mp.metrics.server import metrics_sockets, serve_metrics
 from loaded_mp.network.errors import NetworkError
 from loaded_mp.network.links import read_links
 from loaded_mp.plan import no_fast_path
-from loaded_mp.services import with_workers, worker_count
+from loaded_mp.services import TooLargeError, with_workers, worker_count
 from loaded_mp.status import (
     CheckStatus,
     Event,
@@ -439,9 +439,10 @@ class Daemon:
                 config = await read_again(self._load)
                 if config.control_group is not None:
                     group_number(config.control_group)
+                await self.network.planned(self.backends.imagined(config))
             except RefusedError as refused:
                 return refused.mistakes
-            except NetworkError as error:
+            except (NetworkError, TooLargeError) as error:
                 return [str(error)]
         assert self._children
         self.backends.note()

@@ -149,10 +149,12 @@ def test_a_configuration_with_mistakes_keeps_the_old_program(lab: Lab) -> None:
     path = lab.folder / "mistaken.toml"
     path.write_text(lab.config(workers=2))
     daemon = lab.start_daemon("-c", str(path)).ready()
-    path.write_text(lab.config(workers=2).replace("weight = 1", "weight = -1"))
-    refused = lab.balancer.run(loaded_mp(), "restart", check=False, timeout_s=120)
-    assert refused.returncode == 1
-    assert "the old program stays" in refused.stderr
+    for right, wrong in (("weight = 1", "weight = -1"), ('interface = "private"', 'interface = "privat"')):
+        path.write_text(lab.config(workers=2).replace(right, wrong))
+        refused = lab.balancer.run(loaded_mp(), "restart", check=False, timeout_s=120)
+        assert refused.returncode == 1
+        assert wrong.split()[-1].strip('"') in refused.stderr
+        assert "the old program stays" in refused.stderr
     assert "event=restarting" not in daemon.log
     daemon.stop()
 

@@ -113,7 +113,8 @@ class Namespace:
             process.wait(_STOP_S)
             for stream in (process.stdin, process.stdout):
                 if stream:
-                    stream.close()
+                    with contextlib.suppress(BrokenPipeError):  # what is left to be written has no reader
+                        stream.close()
         with contextlib.suppress(RuntimeError):
             _ip("netns", "delete", self.name)
 

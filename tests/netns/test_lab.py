@@ -208,6 +208,9 @@ def test_nothing_is_left_behind(fails: bool, monkeypatch: pytest.MonkeyPatch) ->
         with gateway(far_mtu=1400, outside=True) as lab:
             assert left_behind() != ([], [])
             lab.client.start("sh", "-c", "trap '' TERM; while :; do sleep 0.2; done")
+            deaf = lab.client.talk("true")
+            assert deaf.stdin
+            deaf.stdin.write("what nobody reads")
             processes = [pid for each in (lab.client, lab.backends[0].namespace) for pid in each.processes()]
             assert processes
             if fails:

@@ -80,8 +80,10 @@ def ratio(data: dict[str, Any], work: str, path: str, peer: str, cpu: bool = Fal
 
 def _ratios(data: dict[str, Any], work: str, path: str, peer: str, cpu: bool) -> list[float]:
     rounds = data["works"].get(work, {}).get("rounds", {})
+    if path not in rounds or peer not in rounds:
+        return []
     value = _cpu if cpu else _value
-    pairs = zip(rounds.get(path, ()), rounds.get(peer, ()), strict=path in rounds and peer in rounds)
+    pairs = zip(rounds[path], rounds[peer], strict=True)
     return sorted(value(mine) / value(theirs) for mine, theirs in pairs)
 
 

@@ -24,7 +24,8 @@ _MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 _PACKED = {".xz": "xz", ".zst": "zstd"}
 _FOLDERS = ("bin", "sbin", "proc", "sys", "dev", "modules", "lower", "upper", "root")
 _ENDED = "the tests ended with status "
-_MODEL = "Haswell-noTSX"
+_TIMEOUT_S = 3600
+_MACHINE = "qemu-system-x86_64 -accel tcg,thread=multi -cpu Haswell-noTSX -smp 2 -m 8G -nographic -no-reboot"
 _SHARED = "security_model=none,readonly=on,multidevs=remap"
 #: Machine code that the emulated processor has too.
 _PROCESSOR = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
@@ -109,10 +110,7 @@ def _copied(modules: Path, folder: Path) -> list[str]:
 
 
 def _boot(image: Path, archive: Path, shared: dict[str, Path]) -> int:
-    words = (
-        f"qemu-system-x86_64 -accel tcg,thread=multi -cpu {_MODEL} -smp 2 -m 8G -nographic -no-reboot".split()
-    )
-    words += ["-nic", "none", "-device", "virtio-rng-pci"]
+    words = ["timeout", str(_TIMEOUT_S), *_MACHINE.split(), "-nic", "none", "-device", "virtio-rng-pci"]
     words += ["-kernel", str(image), "-initrd", str(archive), "-append", "console=ttyS0 panic=-1 quiet"]
     for tag, path in shared.items():
         words += ["-virtfs", f"local,path={path},mount_tag={tag},{_SHARED}"]
@@ -125,7 +123,7 @@ def _boot(image: Path, archive: Path, shared: dict[str, Path]) -> int:
                 if line.startswith(_ENDED):
                     status = int(line.removeprefix(_ENDED))
         finally:
-            guest.kill()
+            guest.terminate()
     return status
 
 

@@ -279,6 +279,11 @@ class Listener(Settings):
         return f"{self.protocol}/{self.first_port}-{self.last_port}"
 
 
+def protocol_name(number: int) -> str:
+    """How `listen` calls the protocol with an IANA number."""
+    return _NAMES.get(number, f"proto/{number}")
+
+
 def _protocol_number(text: str) -> int:
     """A number that a service may answer. Raises ValueError."""
     number = int(text) if text.isdecimal() and len(text) <= 3 else 256

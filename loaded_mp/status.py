@@ -94,6 +94,9 @@ class FlowStatus(_Model):
 
     service: str
     source: str
+    protocol: str  #: as in `listen`; empty: it is no single connection, but all that its source says
+    source_port: int | None  #: of the connection, or an echo's identifier
+    port: int | None  #: that it asks for
     backend: str
     address: str  #: of the backend
     left_s: int  #: until it is forgotten, unless a packet comes

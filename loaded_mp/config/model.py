@@ -115,10 +115,13 @@ class ClientAffinity(Settings):
         """How many bits of a client's address count."""
         return self.prefix4 if family == 4 else self.prefix6
 
+    @property
+    def families(self) -> set[int]:
+        """Those of which networks count, and not addresses."""
+        return {family for family, bits in ((4, 32), (6, 128)) if self.prefix(family) < bits}
+
     def __str__(self) -> str:
-        prefixes = (f"/{self.prefix4}", f"/{self.prefix6}")
-        whole = (self.prefix4, self.prefix6) == (32, 128)
-        return self.kind + ("" if whole else "".join(prefixes))
+        return self.kind + (f"/{self.prefix4}/{self.prefix6}" if self.families else "")
 
     @model_serializer
     def _to_text(self) -> str:
@@ -299,6 +302,17 @@ class Service(Settings):
         if self.affinity.kind == "none" and not only_udp:
             raise ValueError(
                 'affinity: found "none", expected listen to name udp only: connections would break'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _networks_are_of_its_family(self) -> Self:
+        """A number alone may have been meant for the other family."""
+        own, named = {vip.version for vip in self.vips}, self.affinity.families
+        if named and not named & own:
+            raise ValueError(
+                f'affinity: found "{self.affinity}", of networks of IPv{min(named)}, expected some of'
+                f' IPv{min(own)}, as its VIPs are ("source/24": IPv4, "source/64": IPv6)'
             )
         return self
 

@@ -5,6 +5,8 @@ which the first is 0: where it is 1, the entry is none of a client (`locality.py
 between, where they count.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from loaded_mp.compiled import compiled
@@ -67,6 +69,21 @@ def known_flow(work: Work, service: int, own: Flow, ends: Ends, step: int) -> Fl
 def is_connection(flow: Flow) -> bool:
     """Whether a flow is one connection."""
     return bool(flow.scope & _PORTS)
+
+
+class Connection(NamedTuple):
+    """What a flow that is one connection is made of beside its client's address."""
+
+    protocol: int  #: its IANA number
+    client_port: int  #: 0 where the protocol has none; an echo's identifier stands for both ports
+    service_port: int
+
+
+def connection_of(scope: int) -> Connection | None:
+    """The connection that a flow with this scope is; None: it is a client, with all that he says."""
+    if not scope & int(_PORTS):
+        return None
+    return Connection(scope >> 16 & 0xFF, scope >> 24 & 0xFFFF, scope >> 40 & 0xFFFF)
 
 
 def numbers_of(scopes: Words) -> Longs:

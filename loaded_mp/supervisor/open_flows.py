@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.control.commands import MOST_FLOWS, CommandError
-from loaded_mp.datapath.affinity import NUMBERS, numbers_of
-from loaded_mp.fields import Address, Network
+from loaded_mp.datapath.affinity import NUMBERS, connection_of, numbers_of
+from loaded_mp.fields import Address, Network, protocol_name
 from loaded_mp.flows.atomics import Words
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, Row, read, replace
 from loaded_mp.log import event
@@ -54,7 +54,7 @@ class OpenFlows:
         reading = Read(self._memory.table, self._prefixes(found), source, most)
         await self._sweeper.once(reading, _PIECE)
         now_s = int(time.monotonic())
-        flows = sorted(self._flows(reading.kept, now_s), key=lambda each: (each.service, each.source))
+        flows = sorted(self._flows(reading.kept, now_s), key=_place)
         return FlowsStatus(total=reading.total, flows=tuple(flows))
 
     async def move(self, source: Address, backend: str, service: str | None) -> FlowsStatus:
@@ -123,9 +123,14 @@ class OpenFlows:
             service, backend = self._backends.name(number)
             left_s = int(row[Row.DEADLINE_S]) - now_s
             (affinity,) = numbers_of(row[[Row.SCOPE]]).tolist()
+            connection = connection_of(int(row[Row.SCOPE]))
+            ports = connection if connection and connection.client_port else None
             yield FlowStatus(
                 service=service,
                 source=_shown(_source(row), self._prefix_by_number(part).get(affinity)),
+                protocol=protocol_name(connection.protocol) if connection else "",
+                source_port=ports and ports.client_port,
+                port=ports and ports.service_port,
                 backend=backend,
                 address=str(part.backends[number].address),
                 left_s=max(0, left_s),
@@ -184,6 +189,11 @@ def _within(rows: Words, source: Network) -> npt.NDArray[np.bool_]:
         rows[:, Row.LOW] & np.uint64(mask & _64_BITS) == wanted.low
     )
     return same
+
+
+def _place(flow: FlowStatus) -> tuple[str, str, str, int]:
+    """Where it stands in a list."""
+    return flow.service, flow.source, flow.protocol, flow.source_port or 0
 
 
 def _shown(source: Address, prefix: int | None) -> str:

@@ -80,15 +80,17 @@ class BackendState:
 
     def flags(self, on_down: OnDown) -> int:
         """For workers: values of Flag."""
-        flags = self.usable * Flag.USABLE | self.stops
-        if not self.usable and Wanted.MAINTENANCE not in self._wanted:
+        if self.usable:
+            return Flag.USABLE | self.stops
+        flags: int = self.stops
+        if not self._wants(Wanted.MAINTENANCE):
             flags |= sum(flag for protocol, word, flag in _ON_DOWN if getattr(on_down, protocol) == word)
         return flags
 
     @property
     def usable(self) -> bool:
         """Whether its flows stay."""
-        return (self.up or not self.believed) and Wanted.MAINTENANCE not in self._wanted
+        return (self.up or not self.believed) and not self._wants(Wanted.MAINTENANCE)
 
     @property
     def risen(self) -> float:
@@ -104,7 +106,7 @@ class BackendState:
 
     def own_weight(self, configured: int, steps: int = 1) -> int:
         """As `effective_weight`, whatever the other backends of the service are."""
-        if not self.usable or Wanted.DRAIN in self._wanted:
+        if not self.usable or self._wants(Wanted.DRAIN):
             return 0
         said = [each.finding for each in self.checks.values()]
         weight = next((each.weight for each in said if each.weight is not None), configured)
@@ -116,7 +118,7 @@ class BackendState:
     def left_out(self, configured: int) -> str:
         """Why it gets no new flows; empty if it gets some."""
         if self.up or not self.believed:
-            if strict := next((each for each in _STRICTEST if each in self._wanted), None):
+            if strict := next((each for each in _STRICTEST if self._wants(each)), None):
                 return strict
             if not self.own_weight(configured):
                 return "weight 0"
@@ -137,10 +139,9 @@ class BackendState:
         times = (each.finding.certificate_expires_s for each in self.checks.values())
         return min((each for each in times if each is not None), default=None)
 
-    @property
-    def _wanted(self) -> set[str]:
-        """What the operator and the backend itself want; the strictest word counts."""
-        return {self.wanted, *(each.finding.wanted or Wanted.READY for each in self.checks.values())}
+    def _wants(self, what: Wanted) -> bool:
+        """Whether the operator or the backend itself wants it."""
+        return self.wanted == what or any(each.finding.wanted == what for each in self.checks.values())
 
     def follow(self, service: Service) -> None:
         """Be a backend of this service from now on.

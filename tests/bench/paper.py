@@ -24,7 +24,12 @@ from loaded_mp.lab.lab import in_url
 
 #: The paper's megabytes; seconds of each client by the number of clients (figure 2); mean seconds, MB/s (4).
 MB = 488
-PAPER_SECONDS = {1: (48.5,), 2: (57, 78), 3: (112, 116, 123), 4: (145, 187, 166, 158)}
+PAPER_SECONDS: dict[int, tuple[float, ...]] = {
+    1: (48.5,),
+    2: (57, 78),
+    3: (112, 116, 123),
+    4: (145, 187, 166, 158),
+}
 PAPER_MEAN = {1: (47, 10.39), 2: (68, 14.35), 3: (119.66, 12.23), 4: (160.25, 12.18)}
 FAMILIES = (4, 6)
 ECHO_BYTES = (64, 256, 1024, 4096, 16_384, 60_000)

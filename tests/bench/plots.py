@@ -88,7 +88,7 @@ def _lines(
     labels: tuple[str, str],
     log_y: bool,
 ) -> None:
-    figure, axes = plt.subplots(figsize=(6, 3.6))
+    figure, axes = plt.subplots(figsize=(6, 4.4))
     for way, values in lines.items():
         way_only = way.removesuffix(", IPv4").removesuffix(", IPv6")
         style = "--" if way.endswith("IPv6") else "-"
@@ -108,7 +108,7 @@ def _lines(
         axes.set_ylim(bottom=0)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     _save(figure, folder, name)
 
 
@@ -123,12 +123,14 @@ def paper(data: dict[str, Any], folder: Path) -> None:
     """The paper's figures 2 to 8."""
     clients = tuple(PAPER_SECONDS)
     transfers = data["transfers"]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-    rounds = transfers[REWRITE_2]["IPv4"]
-    for place, (axis, title) in enumerate(zip(axes, ("loaded, 2004", REWRITE_2), strict=True)):
+    ours = [way for way in (REWRITE_2, FAST) if way in transfers]
+    figure, axes = plt.subplots(1, 1 + len(ours), figsize=(9, 3.4))
+    for axis, title in zip(axes, ("loaded, 2004", *ours), strict=True):
         for row, number_of in enumerate(clients):
-            ours = [median(each[str(number_of)][n] for each in rounds) for n in range(number_of)]
-            seconds = ours if place else PAPER_SECONDS[number_of]
+            seconds = PAPER_SECONDS[number_of]
+            if title in ours:
+                rounds = transfers[title]["IPv4"]
+                seconds = tuple(median(each[str(number_of)][n] for each in rounds) for n in range(number_of))
             axis.bar([row + (n - number_of / 2 + 0.5) * 0.2 for n in range(number_of)], seconds, 0.18)
         axis.set_xticks(range(len(clients)), [str(each) for each in clients])
         axis.set(title=title, xlabel="clients at once", ylabel="seconds of each client")
@@ -138,12 +140,12 @@ def paper(data: dict[str, Any], folder: Path) -> None:
         f"{way}, {family}": [mean_seconds(families[family], number_of) for number_of in clients]
         for way, families in transfers.items()
         for family in families
-        if way in (ROUTING, REWRITE_2, CONNTRACK)
+        if way in (ROUTING, REWRITE_2, FAST, CONNTRACK)
     }
     _lines(folder, "figure-3", clients, times, ("clients at once", "mean seconds for 488 MB"), False)
 
     figure, axis = plt.subplots(figsize=(6, 3.6))
-    for way in (ROUTING, HAPROXY, REWRITE_2, CONNTRACK):
+    for way in (ROUTING, HAPROXY, *ours, CONNTRACK):
         rates = [rate_mb_s(transfers[way]["IPv4"], number_of) for number_of in clients]
         alone = rates[0]
         axis.plot(

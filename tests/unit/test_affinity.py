@@ -47,6 +47,12 @@ def test_what_is_no_affinity(text: str) -> None:
         ClientAffinity.model_validate(text)
 
 
+@pytest.mark.parametrize(("text", "vips"), [("source/24", VIPS[1:]), ("source/64", VIPS[:1])])
+def test_networks_of_no_family_of_the_service_are_a_mistake(text: str, vips: list[str]) -> None:
+    with pytest.raises(ValidationError, match=r"affinity: found .*, expected some of IPv"):
+        service("web", vips, dict.fromkeys(BACKENDS[4 if vips[0] == VIP[4] else 6], 1), affinity=text)
+
+
 @both
 def test_a_network_is_one_client(version: int) -> None:
     world = World(web(affinity="source/24/64"))

@@ -39,7 +39,9 @@ _PACKETS = {
 }
 
 
-def packet(source: str, vip: str, protocol: Protocol, port: int | None) -> bytes:
+def packet(
+    source: str, vip: str, protocol: Protocol, port: int | None, source_port: int | None = None
+) -> bytes:
     """What a client sends first."""
     first, length, header = (12, 4, 20) if ":" not in vip else (8, 16, 40)
     data = bytearray(_PACKETS[4 if length == 4 else 6, protocol])
@@ -47,6 +49,8 @@ def packet(source: str, vip: str, protocol: Protocol, port: int | None) -> bytes
     data[first + length : first + 2 * length] = ip_address(vip).packed
     if port is not None:
         data[header + 2 : header + 4] = port.to_bytes(2)
+    if source_port is not None:
+        data[header : header + 2] = source_port.to_bytes(2)
     return bytes(data)
 
 
@@ -70,10 +74,16 @@ class Daemon(World):
         return explain(self.memory, self.supervised, ends, Listener(protocol=protocol), port)
 
     def happens(
-        self, source: str, vip: str, protocol: Protocol = "tcp", port: int | None = 80
+        self,
+        source: str,
+        vip: str,
+        protocol: Protocol = "tcp",
+        port: int | None = 80,
+        source_port: int | None = None,
     ) -> Reason | str:
         """The address of the backend that a packet goes to, or why it goes to none."""
-        decision, result = self.decide(packet(source, vip, protocol, port), HOOK_PREROUTING)
+        data = packet(source, vip, protocol, port, source_port)
+        decision, result = self.decide(data, HOOK_PREROUTING)
         if decision.reason != Reason.OK:
             return REASONS[decision.reason]
         if decision.mark & BACKEND_MASK == BACKEND:

@@ -115,6 +115,21 @@ def test_clients_of_a_network_share_a_flow_that_each_of_them_finds() -> None:
     assert world.happens("198.51.100.8", VIP[4]) == BACKENDS[4][2]
 
 
+def test_connections_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    world = World("connection")
+    for version in (4, 6):
+        for port in (40_000, 40_001):
+            world.happens(CLIENT[version], VIP[version], "tcp", 80, port)
+    found = world.listed()
+    assert [(each.source, each.source_port, each.protocol, each.port) for each in found.flows] == [
+        (CLIENT[version], port, "tcp", 80) for version in (4, 6) for port in (40_000, 40_001)
+    ]
+    show(found)
+    said = capsys.readouterr().out
+    assert f"  {CLIENT[4]}:40001 tcp/80\n    -> " in said
+    assert f"  [{CLIENT[6]}]:40001 tcp/80\n    -> " in said
+
+
 def test_nobody_is_moved_where_that_makes_no_sense() -> None:
     world = World()
     world.fill_up(4, 3)

@@ -92,7 +92,7 @@ CPU s is the busy time of all cores, kernel included, for each GB or each 1,000 
 The paper sent 488 MB over HTTP to 1 to 4 clients at once, through a Pentium III at 700 MHz and a network of
 100 Mbit/s, and measured IPv6 and IPv4 with a tool of its university beside a router and LVS. Here is the same
 over virtual links. The paper's links were full with one client: more clients shared them. Here the cores are.
-Each cell: mean seconds of a client, and MB/s of all clients together. Messages of 4,096 bytes and more travel as
+Each cell: mean seconds of a client, and MB/s of all clients together. Messages of 4,096 bytes and more are
 fragments, which the fast path leaves to workers.
 
 {transfers}

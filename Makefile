@@ -1,7 +1,7 @@
 # sudo make demo       installs what is missing and shows loaded-mp on real traffic; KEEP=1 leaves it standing
 # sudo make test       installs what is missing and runs every check and test but the long ones
 # sudo make test-long  runs those: many hand-overs, locks that are held, the shipped unit under a systemd
-# sudo make test-kernel DEB=linux-image-....deb  tries the fast path's programs under another kernel, emulated
+# sudo make test-kernel DEB='....deb ...'  tries the fast path's programs under another kernel, emulated
 # sudo make bench      measures it beside routing, DNAT, HAProxy, nginx and, where the kernel has it, LVS,
 #                      into docs/performance; QUICK=1 just looks
 # sudo make bench-lvs  measures it beside LVS in a guest, where the kernel has none

@@ -1,8 +1,9 @@
-"""Runs tests under another kernel: `python tests/kernels/guest.py DEB [WORDS FOR PYTEST]...`
+"""Runs tests under another kernel: `python tests/kernels/guest.py DEB... [WORDS FOR PYTEST]...`
 
-DEB is a Debian or Ubuntu package of a kernel, linux-image-*.deb. An emulated machine boots it and sees this
-machine's files; what it writes ends with it. It is ten times slower, so that not every deadline of tests that
-send packets holds.
+DEB is a Debian or Ubuntu package of a kernel, linux-image-*.deb; where that is divided into several, all that
+have a part of it: linux-base-*, linux-binary-* and linux-modules-*.deb of the same version. An emulated
+machine boots it and sees this machine's files; what it writes ends with it. It is ten times slower, so that
+not every deadline of tests that send packets holds.
 """
 
 import os
@@ -61,12 +62,13 @@ exec /bin/busybox chroot /root /sbin/modprobe "$@"
 """
 
 
-def run_under(package: Path, words: list[str]) -> int:
-    """The status of a command, in the project's folder, under the kernel of a package; 1: it did not boot."""
+def run_under(packages: list[str], words: list[str]) -> int:
+    """The status of a command, in the project's folder, under the kernel of packages; 1: it did not boot."""
     with tempfile.TemporaryDirectory(prefix="loaded-mp-guest-") as made:
         kernel, first = Path(made, "kernel"), Path(made, "first")
-        subprocess.run(["dpkg-deb", "--extract", package, kernel], check=True)
-        (modules,) = (each for each in kernel.glob("**/lib/modules/*") if each.is_dir())
+        for package in packages:
+            subprocess.run(["dpkg-deb", "--extract", package, kernel], check=True)
+        image, modules = _found(kernel, "**/vmlinuz*"), _found(kernel, "**/lib/modules/*")
         subprocess.run(["depmod", "--basedir", modules.parents[2], modules.name], check=True)
         command = ["env", *(f"{name}={value}" for name, value in _PROCESSOR.items()), *words]
         for folder in _FOLDERS:
@@ -88,15 +90,24 @@ def run_under(package: Path, words: list[str]) -> int:
         names = "\n".join(str(each.relative_to(first)) for each in first.glob("**/*"))
         archive = ["busybox", "cpio", "-o", "-H", "newc"]
         packed = subprocess.run(archive, cwd=first, input=names.encode(), capture_output=True, check=True)
-        (image,) = kernel.glob("boot/vmlinuz-*")
         Path(made, "initrd").write_bytes(packed.stdout)
         return _boot(image, Path(made, "initrd"), {"machine": Path("/"), "kernel": kernel})
+
+
+def _found(kernel: Path, pattern: str) -> Path:
+    """The only path of that kind in what packages have brought."""
+    found = list(kernel.glob(pattern))
+    if len(found) != 1:
+        raise click.ClickException(f"found {len(found)} of {pattern} in these packages, expected one")
+    return found[0]
 
 
 def _copied(modules: Path, folder: Path) -> list[str]:
     """The names of files in `folder`, in the order in which the kernel takes them."""
     asked = ["modprobe", "--dirname", str(modules.parents[2]), "--set-version", modules.name, "--all"]
-    done = subprocess.run([*asked, "--show-depends", *_MODULES], capture_output=True, text=True, check=True)
+    done = subprocess.run([*asked, "--show-depends", *_MODULES], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(f"{done.stderr.strip()}; does a package lack, such as linux-base-*.deb?")
     copied = []
     for file in (Path(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("insmod")):
         packer = _PACKED.get(file.suffix)
@@ -128,14 +139,18 @@ def _boot(image: Path, archive: Path, shared: dict[str, Path]) -> int:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("package", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def main(package: Path, words: tuple[str, ...]) -> None:
-    """Run pytest with WORDS under the kernel of a PACKAGE; by default the tests of the kernel's programs."""
+def main(words: tuple[str, ...]) -> None:
+    """Run pytest with WORDS under the kernel of those that end in .deb; by default the tests of the kernel's
+    programs."""
     interrupt_on_signals()
+    packages = [word for word in words if word.endswith(".deb")]
+    if not packages:
+        raise click.UsageError("say the packages of a kernel: make test-kernel DEB='linux-image-....deb ...'")
     warm_up = [str(Path(sys.executable).with_name("loaded-mp")), "warm-up"]
     subprocess.run(warm_up, env={**os.environ, **_PROCESSOR}, check=True)
-    sys.exit(run_under(package, [sys.executable, "-m", "pytest", *(words or _TESTS)]))
+    tests = [word for word in words if word not in packages] or _TESTS
+    sys.exit(run_under(packages, [sys.executable, "-m", "pytest", "-rs", *tests]))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,8 @@ PACKAGES = ("packet", "flows", "schedulers", "memory", "datapath", "fastpath")
 #: Set in the process that compiles for the kernel (`fastpath/compiler.py`).
 FOR_KERNEL = "LOADED_MP_FOR_KERNEL"
 _FOR_KERNEL = FOR_KERNEL in os.environ
-#: The most rows that a loop goes through there: its verifier follows each, and what is not found goes to the
-#: queue. Elsewhere there is no limit. Loops count to this, and look for their end: of one that counts down to
-#: an end that is not known beforehand, Linux 6.12 forgets how far it has come.
-MOST_ROWS = 16 if _FOR_KERNEL else 1 << 62
+#: What the kernel's programs compare with 0 where `goes_on` is asked, until they get the instruction for it.
+MARKER = 0x6D61_795F
 
 #: A file beside the machine code, once all of it is there.
 _COMPLETE = "complete"
@@ -53,6 +51,36 @@ def compiled(function: Function) -> Function:
         no_cfunc_wrapper=True,
     )
     return cast(Function, decorator(function))
+
+
+def _goes_on() -> bool:
+    """Whether a loop whose end is not known beforehand goes on: it does.
+
+    There the verifier has to see that each loop ends. It follows one that may end in any round (BPF_MAY_GOTO,
+    include/uapi/linux/bpf.h) through a few rounds and no more, and sees to its end after some millions.
+    """
+    return True
+
+
+def _goes_on_there() -> Any:
+    """The same as a comparison of which LLVM does not know how it ends."""
+    from llvmlite import ir  # noqa: PLC0415 (of the process that compiles for the kernel alone)
+    from numba.core import types  # noqa: PLC0415
+    from numba.extending import intrinsic  # noqa: PLC0415
+
+    def typed(typing_context: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word = ir.IntType(64)
+            kind = ir.FunctionType(word, [word])
+            marker = builder.asm(kind, "", "=r,0", [ir.Constant(word, MARKER)], side_effect=True)
+            return builder.icmp_unsigned("!=", marker, ir.Constant(word, 0))
+
+        return types.boolean(), generate
+
+    return intrinsic(typed)
+
+
+goes_on: Callable[[], bool] = _goes_on_there() if _FOR_KERNEL else compiled(_goes_on)
 
 
 def has_machine_code() -> bool:

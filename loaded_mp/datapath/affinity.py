@@ -101,8 +101,8 @@ def owners_of(scopes: Words) -> set[tuple[int, int]]:
 def _flow(work: Work, service: int, ends: Ends, affinity: Longs) -> Flow:
     """The flow by an affinity, int64[len(AffinityColumn)]."""
     scope = np.uint64(service | affinity[AffinityColumn.NUMBER] << NUMBER_SHIFT)
-    if affinity[AffinityColumn.KIND] == Affinity.CONNECTION:
-        scope |= np.uint64(ends.protocol << 16 | ends.client_port << 24 | ends.service_port << 40)
+    ports = np.uint64(ends.protocol << 16 | ends.client_port << 24 | ends.service_port << 40)
+    scope |= ports & np.uint64(affinity[AffinityColumn.PORTS])
     client = within(affinity, ends.client)
     return flow_of(work.table.secret, scope, client)
 

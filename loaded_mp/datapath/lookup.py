@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from loaded_mp.compiled import MOST_ROWS, Bytes, compiled
+from loaded_mp.compiled import Bytes, compiled, goes_on
 from loaded_mp.datapath.index import row_of
 from loaded_mp.memory.marks import VIP, VIP_MASK
 from loaded_mp.memory.snapshot import ListenerColumn, PortColumn, Snapshot
@@ -63,8 +63,8 @@ def service_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: int
 def listener_of(snapshot: Snapshot, vip: int, protocol: int, port: int, mark: int) -> int:
     """The row of `listeners` for a packet for (row) `vip`, or -1. The first one that fits counts."""
     first, count = snapshot.vip_listeners[vip, 0], snapshot.vip_listeners[vip, 1]
-    for row in range(first, first + MOST_ROWS):
-        if row == first + count:
+    for row in range(first, first + count):
+        if not goes_on():
             break
         listener = snapshot.listeners[row]
         if listener[ListenerColumn.PROTOCOL] not in (0, protocol) or listener[ListenerColumn.MARK] not in (
@@ -83,8 +83,8 @@ def listens(snapshot: Snapshot, vip: int, protocol: int, port: int) -> bool:
     """Whether the service of a VIP id answers a protocol and port there, perhaps of packets with a mark."""
     row = snapshot.vip_rows[vip]
     first, count = snapshot.vip_listeners[row, 0], snapshot.vip_listeners[row, 1]
-    for listener in range(first, first + MOST_ROWS):
-        if listener == first + count:
+    for listener in range(first, first + count):
+        if not goes_on():
             break
         columns = snapshot.listeners[listener]
         if columns[ListenerColumn.MARK] and columns[ListenerColumn.VIP] == vip:

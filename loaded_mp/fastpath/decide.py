@@ -8,7 +8,7 @@ than to go on.
 
 from typing import NamedTuple
 
-from loaded_mp.compiled import MOST_ROWS, Bytes, compiled, signed
+from loaded_mp.compiled import Bytes, compiled, goes_on, signed
 from loaded_mp.datapath.affinity import client_flow, kind_of
 from loaded_mp.datapath.home import answered, keep
 from loaded_mp.datapath.lookup import (
@@ -144,34 +144,32 @@ def _reply(header: Header, ends: Ends, step: int, work: Work) -> Change:
         return _stays(FastPathCounter.FOREIGN)
     found = -1
     first, members = snapshot.address_members[row, 0], snapshot.address_members[row, 1]
-    if members > MOST_ROWS or step == Step.BREAKS:
+    if step == Step.BREAKS:
         return _stays(FastPathCounter.FOR_WORKERS)
-    for at in range(first, first + MOST_ROWS):
-        if at == first + members:
-            break
+    for at in range(first, first + members):
+        if not goes_on():
+            return _stays(FastPathCounter.FOR_WORKERS)
         backend = snapshot.members[at]
-        if may_listen(snapshot, backend, header, ends.service_port) and _answers(
-            work, backend, header, ends, step
-        ):
+        if not may_listen(snapshot, backend, header, ends.service_port):
+            continue
+        if _answers(work, backend, as_client_asks(snapshot, backend, header, ends), step):
             if found >= 0:
                 return _stays(FastPathCounter.FOR_WORKERS)
             found = backend
     if found < 0:
         return _stays(FastPathCounter.NO_FLOW)
-    asked = as_client_asks(snapshot, found, header, ends)
-    if not listens(snapshot, snapshot.backend_vips[found], asked.protocol, asked.service_port):
-        return _stays(FastPathCounter.FOR_WORKERS)
     return Change(FastPathCounter.TO_CLIENT, found, 0, LEAVING)
 
 
 @compiled
-def _answers(work: Work, backend: int, header: Header, ends: Ends, step: int) -> bool:
-    """Whether a reply is one of a backend to a client that has a flow with it."""
+def _answers(work: Work, backend: int, asked: Ends, step: int) -> bool:
+    """Whether a reply is one of a backend to a client that has a flow with it; it is renewed then."""
     snapshot = work.snapshot
     service = snapshot.backend_services[backend]
     if not _is_known(work, service, step) or snapshot.backend_flags[backend] & _EXTRAORDINARY:
         return False
-    asked = as_client_asks(snapshot, backend, header, ends)
+    if not listens(snapshot, snapshot.backend_vips[backend], asked.protocol, asked.service_port):
+        return False
     return bool(answered(work, backend, client_flow(work, service, asked), asked, step) == backend)
 
 

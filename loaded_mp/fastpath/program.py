@@ -7,7 +7,7 @@ between client and backend, to routing, filters and conntrack, as those that wor
 
 import numpy as np
 
-from loaded_mp.compiled import MOST_ROWS, Bytes, compiled
+from loaded_mp.compiled import Bytes, compiled, goes_on
 from loaded_mp.datapath.counting import count_begun, count_to_backend, count_to_client, count_words
 from loaded_mp.datapath.lookup import address_row, answers, ends_of
 from loaded_mp.datapath.work import Work
@@ -109,8 +109,8 @@ def _leave(skb: int, packet: Bytes, length: int, vip: int, work: Work) -> bool:
     if row < 0:
         return False
     first, members = snapshot.address_members[row, 0], snapshot.address_members[row, 1]
-    for at in range(first, first + MOST_ROWS):
-        if at == first + members:
+    for at in range(first, first + members):
+        if not goes_on():
             break
         backend = snapshot.members[at]
         if snapshot.backend_services[backend] == snapshot.vip_services[vip] and answers(

@@ -117,6 +117,7 @@ class AffinityColumn(IntEnum):
     NETWORK_HIGH = 1  #: which bits of a client's address count, as Address128
     NETWORK_LOW = 2
     NUMBER = 3  #: by which what was entered before and after a change is told apart
+    PORTS = 4  #: which bits of a flow's scope count that are of protocol and ports: all of them, or none
 
 
 class LimitColumn(IntEnum):
@@ -156,7 +157,7 @@ class Snapshot(NamedTuple):
     vip_services: npt.NDArray[np.int64]  #: [MAX_VIPS] VIP id -> service id; -1: its service is gone
     listeners: npt.NDArray[np.int64]  #: [MAX_LISTENERS, 6], see ListenerColumn
     services: npt.NDArray[np.int64]  #: [MAX_SERVICES, 18] by service id, see ServiceColumn
-    #: [MAX_SERVICES, 1 + MAX_BEFORE, 4] by service id, see AffinityColumn: first the one that it has, then
+    #: [MAX_SERVICES, 1 + MAX_BEFORE, 5] by service id, see AffinityColumn: first the one that it has, then
     #: those that it had in the order in which they are asked: connections, and else the oldest first
     affinities: npt.NDArray[np.int64]
     slots: npt.NDArray[np.uint16]  #: [MAX_SLOTS] backend ids

@@ -224,13 +224,14 @@ def _own_slots(snapshot: Snapshot, part: Part, tables: Tables) -> Slots:
     return taking
 
 
-def _affinity(family: Family, numbered: Numbered) -> tuple[int, int, int, int]:
+def _affinity(family: Family, numbered: Numbered) -> tuple[int, int, int, int, int]:
     """In the order of AffinityColumn."""
     number, affinity = numbered
     bits = affinity.prefix(family) + (96 if family == 4 else 0)
     mask = (1 << 128) - (1 << (128 - bits))
     high, low = np.array([mask >> 64, mask & (1 << 64) - 1], np.uint64).astype(np.int64).tolist()
-    return Affinity[affinity.kind.upper()], high, low, number
+    kind = Affinity[affinity.kind.upper()]
+    return kind, high, low, number, -1 if kind == Affinity.CONNECTION else 0
 
 
 def _tunnel(family: Family, tunnel: Tunnel) -> tuple[int, int, int, int]:

@@ -173,7 +173,7 @@ def test_connections_go_on_in_the_other_way_of_forwarding(other: Lab) -> None:
 )
 def test_what_a_reload_takes_away_is_told_at_both_ends(other: Lab, forwarding: str, what: str) -> None:
     service = f'forwarding = "{forwarding}"\n{LISTEN}'
-    config = other.config(workers=2, service=service, top="goodbye_s = 2")
+    config = other.config(workers=2, service=service, top="goodbye_s = 4")
     daemon = other.daemon(config)
     talking = lines(other, 6)
     homes = [line.ask().split()[0] for line in talking]

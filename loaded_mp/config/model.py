@@ -311,8 +311,8 @@ class Service(Settings):
         own, named = {vip.version for vip in self.vips}, self.affinity.families
         if named and not named & own:
             raise ValueError(
-                f'affinity: found "{self.affinity}", of networks of IPv{min(named)}, expected some of'
-                f' IPv{min(own)}, as its VIPs are ("source/24": IPv4, "source/64": IPv6)'
+                f"affinity: found networks of IPv{min(named)}, expected some of IPv{min(own)}, as its VIPs"
+                ' are ("source/24": IPv4, "source/64": IPv6)'
             )
         return self
 

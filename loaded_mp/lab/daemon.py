@@ -10,7 +10,7 @@ from loaded_mp.lab.namespace import Namespace
 from loaded_mp.lab.wait import wait_until
 from loaded_mp.status import BackendStatus, Status
 
-_READY_S = 120.0  # the first start compiles
+_READY_S = 600.0  # the first start compiles
 _STOP_S = 20.0
 
 

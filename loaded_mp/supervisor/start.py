@@ -57,7 +57,7 @@ def why_not_in(memory: int, config: Config) -> str:
 def prepare_code(memory: SharedMemory) -> None:
     """Have all machine code at hand; what is compiled later is logged."""
     if not has_machine_code():
-        log.info(event("compiling", cause="first start of this version", takes="up to a minute"))
+        log.info(event("compiling", cause="first start of this version", takes="one to three minutes"))
     load_machine_code(memory, _say_step)
     watch_for_late_compilation()
 

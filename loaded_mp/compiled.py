@@ -56,14 +56,14 @@ def compiled(function: Function) -> Function:
 def _goes_on() -> bool:
     """Whether a loop whose end is not known beforehand goes on: it does.
 
-    There the verifier has to see that each loop ends. It follows one that may end in any round (BPF_MAY_GOTO,
-    include/uapi/linux/bpf.h) through a few rounds and no more, and sees to its end after some millions.
+    The kernel's verifier has to see that each loop of its programs ends. One that may end in any round
+    (BPF_MAY_GOTO, include/uapi/linux/bpf.h) it follows through a few, and the kernel ends it after millions.
     """
     return True
 
 
 def _goes_on_there() -> Any:
-    """The same as a comparison of which LLVM does not know how it ends."""
+    """The same for the kernel: a comparison of which LLVM does not know how it ends."""
     from llvmlite import ir  # noqa: PLC0415 (of the process that compiles for the kernel alone)
     from numba.core import types  # noqa: PLC0415
     from numba.extending import intrinsic  # noqa: PLC0415

@@ -18,14 +18,15 @@ pytestmark = pytest.mark.skipif(not numba.config.DISABLE_JIT, reason="only as Py
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_reply_renews_the_flow_of_its_own_service_alone(version: int) -> None:
+@pytest.mark.parametrize("other", [9000, 443], ids=["another port", "another protocol"])
+def test_a_reply_renews_the_flow_of_its_own_service_alone(version: int, other: int) -> None:
     layer: Any = IP if version == 4 else IPv6
     backend = {BACKENDS[version][0]: 1}
     world = World(
         service("web", VIPS, backend, listen=["tcp/80", "tcp/443", "icmp"]),
-        service("dns", VIPS, backend, listen=["udp/9000"]),
+        service("dns", VIPS, backend, listen=[f"udp/{other}"]),
     )
-    for upper in (UDP(sport=1024, dport=9000), TCP(sport=1024, dport=443, flags="S")):
+    for upper in (UDP(sport=1024, dport=other), TCP(sport=1024, dport=443, flags="S")):
         request = bytes(layer(src=CLIENT[version], dst=VIP[version]) / upper)
         world.decide(request, HOOK_PREROUTING)
     old_s = world.table.deadlines_s.max()

@@ -96,6 +96,17 @@ def no_fast_path(config: Config) -> str:
     return ""
 
 
+def not_redirected(services: Services) -> dict[str, str]:
+    """Of services that go the way of fast_path = "auto" although it is "redirect": why, by name."""
+    if services.config.fast_path != "redirect":
+        return {}
+    return {
+        name: why
+        for name, parts in services.by_name.items()
+        if parts[0].service.forwarding == "rewrite" and (why := _why_not_redirected(parts))
+    }
+
+
 def _why_not_redirected(parts: Sequence[Part]) -> str:
     """Why nothing tells which VIP a service's replies come from, if from any; empty: it is told."""
     if any(len(part.vips) > 1 for part in parts):
@@ -506,11 +517,8 @@ def _notes(services: Services, host: Host) -> list[str]:
                 f'fast_path = "redirect": between {" and ".join(_interfaces(config))} packets of known flows'
                 " pass no FORWARD rules and no conntrack: firewalls do not see them"
             )
-            notes += [
-                f'service {name} goes the way of fast_path = "auto": {why}'
-                for name, parts in services.by_name.items()
-                if parts[0].service.forwarding == "rewrite" and (why := _why_not_redirected(parts))
-            ]
+        for name, why in not_redirected(services).items():
+            notes.append(f'service {name} goes the way of fast_path = "auto": {why}')
     for mine in _vip_networks(config) if network.public_interface else ():
         found = "neighbours find them" if mine.version == 4 else "no neighbour finds them"
         notes.append(f"VIP {mine} is {mine.num_addresses:,} VIPs: {found}; have it routed to this host")

@@ -222,6 +222,7 @@ class FastPathStatus(_Model):
     mode: str  #: the setting fast_path
     interfaces: tuple[str, ...]  #: whose packets it sees; empty: workers see all
     why_not: str  #: why it does not see those of all that the configuration names; empty: it does
+    not_redirected: dict[str, str]  #: why services go the way of "auto" although mode is "redirect", by name
     counters: dict[str, int]  #: by FastPathCounter name in lower case
 
 

@@ -89,6 +89,8 @@ def show(console: Console, now: Status) -> None:
         f" {table.memory_bytes / (1 << 20):.0f} MiB shared"
     )
     console.print(_fast_path(now.fast_path), soft_wrap=True, markup=False)
+    for name, why in now.fast_path.not_redirected.items():
+        console.print(f"service {name} is not redirected: {why}", markup=False)
     if now.tracked:
         tracked = now.tracked
         console.print(

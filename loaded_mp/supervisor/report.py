@@ -18,6 +18,7 @@ from loaded_mp.memory.shared import SharedMemory, counted_of, memory_bytes
 from loaded_mp.network.queues import QueueStatus, read_queues
 from loaded_mp.network.tracking import read_tracked
 from loaded_mp.packet.reasons import Reason
+from loaded_mp.plan import not_redirected
 from loaded_mp.services import Part
 from loaded_mp.status import (
     BackendStatus,
@@ -81,6 +82,7 @@ class Report:
                 mode=self.fast_path.mode,
                 interfaces=self.fast_path.interfaces,
                 why_not=self.fast_path.why_not,
+                not_redirected=not_redirected(services),
                 counters=_counts(FastPathCounter, self.memory.kernel_counted.sum(axis=0)),
             ),
             tracked=_tracked(),

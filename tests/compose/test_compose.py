@@ -87,6 +87,7 @@ STATUS = Status(
         mode="auto",
         interfaces=(),
         why_not='fast_path = "off"',
+        not_redirected={},
         counters=dict.fromkeys((each.name.lower() for each in FastPathCounter), 0),
     ),
     tracked=None,

@@ -358,6 +358,16 @@ def test_packets_are_redirected_past_the_firewall(offloads: bool) -> None:
         assert attached(lab, "public") == attached(lab, "private") == 0
 
 
+def test_status_names_what_is_not_redirected() -> None:
+    with Lab(Options()) as lab:
+        daemon = lab.daemon(lab.config(checked=False, top=REDIRECT))
+        said = " ".join(lab.balancer.run(loaded_mp(), "status").stdout.split())
+        assert "service web is not redirected: its backends may begin something over UDP" in said
+        daemon.reload(lab.config(checked=False, top=REDIRECT, service=LISTEN))
+        assert daemon.status().fast_path.not_redirected == {}
+        daemon.stop()
+
+
 def test_a_client_of_the_vip_may_speak_to_its_backend_directly_where_packets_are_redirected() -> None:
     with redirected(Options(sources=4)) as (lab, daemon):
         for vip in VIPS:

@@ -89,6 +89,7 @@ STATUS = Status(
         mode="auto",
         interfaces=(),
         why_not='fast_path = "off"',
+        not_redirected={},
         counters=dict.fromkeys((each.name.lower() for each in FastPathCounter), 0),
     ),
     tracked=TrackedStatus(connections=50, limit=1000, percent=5),

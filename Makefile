@@ -14,7 +14,7 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev iptabl
 
 .PHONY: demo test test-long test-kernel bench bench-lvs install packages check clean machine-code unit-interpreted unit-uncompiled
 
-demo: install machine-code
+demo: machine-code
 	$(BIN)/loaded-mp demo $(if $(KEEP),--keep)
 
 # Real servers as targets of checks. An SMTP server is tried where one is installed: two cannot be.

@@ -71,7 +71,7 @@ def is_connection(flow: Flow) -> bool:
     return bool(flow.scope & _PORTS)
 
 
-class Connection(NamedTuple):
+class FlowPorts(NamedTuple):
     """What a flow that is one connection is made of beside its client's address."""
 
     protocol: int  #: its IANA number
@@ -79,11 +79,11 @@ class Connection(NamedTuple):
     service_port: int
 
 
-def connection_of(scope: int) -> Connection | None:
-    """The connection that a flow with this scope is; None: it is a client, with all that he says."""
+def ports_in(scope: int) -> FlowPorts | None:
+    """Protocol and ports of a flow with this scope; None: it is a client, with all that it says."""
     if not scope & int(_PORTS):
         return None
-    return Connection(scope >> 16 & 0xFF, scope >> 24 & 0xFFFF, scope >> 40 & 0xFFFF)
+    return FlowPorts(scope >> 16 & 0xFF, scope >> 24 & 0xFFFF, scope >> 40 & 0xFFFF)
 
 
 def numbers_of(scopes: Words) -> Longs:

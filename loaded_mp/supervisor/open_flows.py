@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaded_mp.control.commands import MOST_FLOWS, CommandError
-from loaded_mp.datapath.affinity import NUMBERS, connection_of, numbers_of
+from loaded_mp.datapath.affinity import NUMBERS, numbers_of, ports_in
 from loaded_mp.fields import Address, Network, protocol_name
 from loaded_mp.flows.atomics import Words
 from loaded_mp.flows.table import MAX_VALUE, FlowTable, Row, read, replace
@@ -123,7 +123,7 @@ class OpenFlows:
             service, backend = self._backends.name(number)
             left_s = int(row[Row.DEADLINE_S]) - now_s
             (affinity,) = numbers_of(row[[Row.SCOPE]]).tolist()
-            connection = connection_of(int(row[Row.SCOPE]))
+            connection = ports_in(int(row[Row.SCOPE]))
             ports = connection if connection and connection.client_port else None
             yield FlowStatus(
                 service=service,

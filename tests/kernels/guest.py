@@ -147,6 +147,8 @@ def main(words: tuple[str, ...]) -> None:
     packages = [word for word in words if word.endswith(".deb")]
     if not packages:
         raise click.UsageError("say the packages of a kernel: make test-kernel DEB='linux-image-....deb ...'")
+    if absent := [package for package in packages if not Path(package).is_file()]:
+        raise click.UsageError(f"there is no file {absent[0]}")
     warm_up = [str(Path(sys.executable).with_name("loaded-mp")), "warm-up"]
     subprocess.run(warm_up, env={**os.environ, **_PROCESSOR}, check=True)
     tests = [word for word in words if word not in packages] or _TESTS

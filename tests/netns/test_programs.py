@@ -16,7 +16,7 @@ from scapy.packet import Raw
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from building import service
-from world import BACKENDS, CLIENT, VIP, VIPS, World
+from world import ALL, CLIENT, VIP, VIPS, World
 
 from loaded_mp import bpf
 from loaded_mp.datapath.messages import HOOK_POSTROUTING, HOOK_PREROUTING, NF_ACCEPT
@@ -38,7 +38,7 @@ NEXT, SHOT = 0xFFFFFFFF, 2
 PACKETS = 2_000
 #: Of so many services of the same VIPs and backends: more rows than a verifier follows one by one.
 PORTS = range(9_000, 9_060)
-ALL_BACKENDS = dict.fromkeys([*BACKENDS[4], *BACKENDS[6]], 1)
+ALL_BACKENDS = dict.fromkeys(ALL, 1)
 
 
 class Kernel:
